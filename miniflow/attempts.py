@@ -1,0 +1,153 @@
+"""An attempt: one execution of a claimed job, from the moment that a worker takes it to its end.
+
+The lease fences it: whatever an attempt has to say is written only while its lease is on the row. ``Attempt.finish`` may be
+called by the worker that ran it or by the watchdog that gave it up; the first one wins, the other is told no.
+
+``interrupt`` raises an exception inside the task's thread (or cancels its coroutine). A thread can be asked and not killed:
+the exception comes when the thread next executes Python code, so a thread inside a long C call is deaf to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from miniflow.errors import JobInterrupted
+
+
+class Claimed(NamedTuple):
+    """A row that this process has a lease on. The fields are those of ``statements.CLAIMED``, then one of ours."""
+
+    seq: int
+    id: str
+    task: str
+    queue: str
+    priority: int
+    turn: int
+    payload: str
+    attempt: int  # executions begun before
+    crashes: int
+    max_retries: int
+    timeout_ms: int | None
+    expires_at: int | None
+    options: str | None
+    request_id: str | None
+    tags: str | None
+    meta: str | None
+    lease: int
+    begun: bool = False  # the begin mark was written with the claim
+
+
+class Attempt:
+    """One execution. ``number`` counts from 1; times are wall milliseconds, deadlines milliseconds of the boot clock."""
+
+    __slots__ = (
+        "_cancel",
+        "_lock",
+        "_over",
+        "_pending",
+        "_thread_id",
+        "abandon_at_boot_ms",
+        "charged",
+        "claimed",
+        "deadline_boot_ms",
+        "finished",
+        "log_bytes",
+        "marked",
+        "number",
+        "started_at",
+        "worker_id",
+    )
+
+    def __init__(self, claimed: Claimed, worker_id: str, started_at: int) -> None:
+        self.claimed, self.worker_id, self.started_at = claimed, worker_id, started_at
+        self.number = claimed.attempt if claimed.begun else claimed.attempt + 1
+        self.marked = claimed.begun  # the row says `running`; set by the writer's thread, after the commit
+        self.charged = True  # False: ended before its body began (expired, revoked), so it counts for nothing
+        self.deadline_boot_ms: int | None = None
+        self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
+        self.finished = False
+        self.log_bytes = 0
+        self._lock = threading.Lock()
+        self._over = False  # the body has ended: nothing may be raised into its thread any more
+        self._pending: JobInterrupted | None = None
+        self._thread_id: int | None = None
+        self._cancel: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "interrupted" if self._pending else "running"
+        return f"<Attempt {self.number} of job {self.claimed.id} {state} on {self.worker_id}>"
+
+    @property
+    def pending(self) -> JobInterrupted | None:
+        """What the body was interrupted with; it may not have noticed yet."""
+        return self._pending
+
+    # ------------------------------------------------------------------------------------------------ the body's thread
+
+    def enter(self, thread_id: int | None, cancel: Callable[[], None] | None = None) -> None:
+        """The body begins, in a thread that can be interrupted, or as a coroutine that ``cancel`` stops."""
+        with self._lock:
+            self._thread_id, self._cancel = thread_id, cancel
+            if self._pending is not None:  # asked to stop between the claim and here
+                raise self._pending
+
+    def leave(self) -> None:
+        """The body has ended, one way or another. Safe to call twice; an exception still on its way is taken back."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            if self._pending is not None and self._thread_id is not None:
+                _raise_in_thread(self._thread_id, None)
+
+    # ------------------------------------------------------------------------------------------------------ other threads
+
+    def interrupt(self, reason: JobInterrupted, abandon_at_boot_ms: int) -> bool:
+        """Ask the body to stop, once; False if it has ended or was asked before."""
+        with self._lock:
+            if self._over or self._pending is not None:
+                return False
+            self._pending, self.abandon_at_boot_ms = reason, abandon_at_boot_ms
+            if self._cancel is not None:
+                self._cancel()
+            elif self._thread_id is not None:
+                _raise_in_thread(self._thread_id, type(reason))
+            return True
+
+    def finish(self) -> bool:
+        """Claim the right to write this attempt's end; True for the first caller only."""
+        with self._lock:
+            first, self.finished = not self.finished, True
+            return first
+
+
+def _raise_in_thread(thread_id: int, kind: type[BaseException] | None) -> None:
+    """Have ``kind`` raised in a thread at its next bytecode (None: take it back). See PyThreadState_SetAsyncExc."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind) if kind else None)
+
+
+class Running:
+    """The attempts under way, by row number."""
+
+    def __init__(self) -> None:
+        self._by_seq: dict[int, Attempt] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_seq)
+
+    def add(self, attempt: Attempt) -> None:
+        self._by_seq[attempt.claimed.seq] = attempt
+
+    def remove(self, attempt: Attempt) -> None:
+        # A given-up attempt ends long after another took its place: only its own entry goes.
+        if self._by_seq.get(attempt.claimed.seq) is attempt:
+            del self._by_seq[attempt.claimed.seq]
+
+    def find(self, seq: int) -> Attempt | None:
+        return self._by_seq.get(seq)
+
+    def all(self) -> list[Attempt]:
+        return list(self._by_seq.values())

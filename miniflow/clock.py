@@ -1,0 +1,65 @@
+"""Time, handed in: no other module asks the operating system what time it is.
+
+Two clocks. ``now_ms`` is wall time (milliseconds since the epoch): what people read, and what ``run_at`` means. ``boot_ms``
+only ever grows and counts the time a laptop sleeps (``CLOCK_BOOTTIME``): what durations, timeouts and waits are measured
+with. ``offset_ms`` is their difference; it changes when somebody sets the clock, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from pathlib import Path
+from typing import Protocol
+
+CLOCK_JUMP_MS = 2000
+"""A change of ``offset_ms`` beyond this is a clock that was set; below it is drift and slewing."""
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int: ...
+
+    def boot_ms(self) -> int: ...
+
+    def offset_ms(self) -> int: ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    if hasattr(time, "CLOCK_BOOTTIME"):
+
+        def boot_ms(self) -> int:
+            return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+    else:  # macOS and Windows: their monotonic clock counts sleep already
+
+        def boot_ms(self) -> int:
+            return time.monotonic_ns() // 1_000_000
+
+    def offset_ms(self) -> int:
+        return self.now_ms() - self.boot_ms()
+
+
+def boot_id() -> str:
+    """What tells one start of the machine from the next; empty where the system has no such thing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def rfc3339(ms: int | None) -> str | None:
+    """Milliseconds since the epoch as ``2026-01-31T12:00:00.123Z``; None stays None."""
+    if ms is None:
+        return None
+    second, milli = divmod(ms, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{milli:03d}Z"
+
+
+def to_ms(when: dt.datetime) -> int:
+    """A datetime as milliseconds since the epoch; one without a zone is taken as UTC."""
+    return round((when if when.tzinfo else when.replace(tzinfo=dt.UTC)).timestamp() * 1000)

@@ -1,0 +1,157 @@
+"""The running job, as its own code sees it.
+
+A task asks ``current()`` for its context, or takes a parameter annotated ``JobContext``. The context holds no database and no
+worker: what it can do is handed to it as callables, so that the same class serves a thread, the event loop, a child process and
+a test. Outside a job ``current()`` gives a detached context that logs to ``logging`` and is never cancelled; that is why a task
+can be called as the plain function it is.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from miniflow.errors import InvalidRequest, JobInterrupted
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_LEVELS = frozenset(LEVELS)
+
+WriteLog = Callable[[str, str], None]
+"""Takes the level and the message."""
+WriteProgress = Callable[[float, float | None, str | None], None]
+"""Takes what is done, the total (None: done is a fraction of 1) and a message."""
+
+
+def _log_detached(level: str, message: str) -> None:
+    logging.getLogger("miniflow.task").log(getattr(logging, level), "%s", message)
+
+
+def _progress_detached(_done: float, _total: float | None, _message: str | None) -> None:
+    pass
+
+
+def _never() -> JobInterrupted | None:
+    return None
+
+
+class JobContext:
+    """One attempt of one job: who it is, and the four things it can say or ask."""
+
+    __slots__ = (
+        "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id", "max_retries",
+        "meta", "payload", "queue", "request_id", "tags", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        job_id: str = "",
+        task: str = "",
+        queue: str = "default",
+        attempt: int = 1,
+        max_retries: int = 0,
+        payload: str = "{}",
+        request_id: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        write_log: WriteLog = _log_detached,
+        write_progress: WriteProgress = _progress_detached,
+        pending_interrupt: Callable[[], JobInterrupted | None] = _never,
+        deadline_ms: int | None = None,
+        boot_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """``payload`` is the raw JSON text; ``deadline_ms`` is on the clock ``boot_ms``, and means nothing without it."""
+        self.job_id = job_id
+        self.task = task
+        self.queue = queue
+        self.attempt = attempt
+        self.max_retries = max_retries
+        self.payload = payload
+        self.request_id = request_id
+        self.meta = {} if meta is None else meta
+        self.tags = tags
+        self.deadline_ms = deadline_ms
+        self._write_log = write_log
+        self._write_progress = write_progress
+        self._pending_interrupt = pending_interrupt
+        self._boot_ms = boot_ms
+
+    def __repr__(self) -> str:
+        if not self.job_id:
+            return "<JobContext detached>"
+        return f"<JobContext {self.task} {self.job_id} [attempt {self.attempt} of {self.max_retries + 1}]>"
+
+    def log(self, message: str, level: str = "INFO") -> None:
+        """One line of the job's log."""
+        if level not in _LEVELS:
+            level = str(level).upper()
+            if level not in _LEVELS:
+                raise InvalidRequest("level", f"{level!r} is none of {', '.join(LEVELS)}")
+        self._write_log(level, str(message))
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """How far the job is: ``progress(30, 100)``, or a fraction, ``progress(0.3)``. What is out of range is clamped."""
+        done = _number("done", done)
+        if total is not None:
+            total = _number("total", total)
+            if total < 0 or math.isinf(total):
+                raise InvalidRequest("total", f"expected a number of 0 or more, got {total}")
+            if total == 0:  # an empty list to work through: nothing of nothing is all of it, and nobody divides by 0
+                done, total = 1.0, None
+        self._write_progress(min(max(done, 0.0), 1.0 if total is None else total), total, message)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job has been told to stop: cancelled, over its timeout, or the server is going down."""
+        return self._pending_interrupt() is not None
+
+    def check_cancelled(self) -> None:
+        """Stop here if the job has been told to. Long loops call this; it is cheap."""
+        pending = self._pending_interrupt()
+        if pending is not None:
+            raise pending
+
+    @property
+    def time_remaining_s(self) -> float | None:
+        """Seconds until the timeout, 0 when it is over; None where there is no timeout."""
+        if self.deadline_ms is None or self._boot_ms is None:
+            return None
+        return max(self.deadline_ms - self._boot_ms(), 0) / 1000
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(name, f"expected a number, got {value!r}") from error
+    if math.isnan(number):
+        raise InvalidRequest(name, "is not a number (NaN)")
+    return number
+
+
+_current: contextvars.ContextVar[Callable[[], JobContext]] = contextvars.ContextVar("miniflow_job", default=JobContext)
+
+
+def current() -> JobContext:
+    """The context of the job that runs here; a detached one where none does."""
+    return _current.get()()
+
+
+class use:  # noqa: N801 - read as a verb: ``with use(run.context):``
+    """Make what ``make()`` returns the current context within a ``with`` block; made when it is asked for, since most jobs never
+    ask. A class, because a generator would cost a no-op job a microsecond."""
+
+    __slots__ = ("_make", "_token")
+
+    def __init__(self, make: Callable[[], JobContext]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._make)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _current.reset(self._token)

@@ -1,0 +1,198 @@
+"""The engine: everything that makes jobs run, without HTTP. Put together here, started in order and stopped in reverse.
+
+Order matters at both ends. The file is recovered before anybody can write to it; tasks are known before a job is claimed;
+at the stop claiming ends first, running jobs get their grace, what is left goes back to the queue without an attempt counted,
+and the writer is the last to go, when nobody has anything to say any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from miniflow import db, registry
+from miniflow import statements as sql
+from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
+from miniflow.errors import JobReturned
+from miniflow.executors.coroutine import AsyncLane
+from miniflow.huey_adapter import JobsHuey, Services
+from miniflow.huey_adapter import huey as shared_huey
+from miniflow.huey_consumer import JobConsumer
+from miniflow.intake import Intake, submission_from_options
+from miniflow.jobs import Jobs
+from miniflow.loader import Loaded, load_tasks
+from miniflow.notices import Notices
+from miniflow.readahead import ReadAhead
+from miniflow.registry import TaskSpec
+from miniflow.settings import Settings
+from miniflow.supervisor import Supervisor
+from miniflow.writer import Writer
+
+log = logging.getLogger("miniflow")
+
+
+class Recovered(NamedTuple):
+    """What the last process left behind, if it died: rows only claimed, rows to run again, rows buried."""
+
+    released: int
+    again: int
+    buried: int
+
+
+class Engine:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, huey: JobsHuey | None = None, specs: registry.Registry | None = None) -> None:
+        """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests)."""
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.huey = huey or shared_huey
+        self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
+        self.registry = specs if specs is not None else self.loaded.registry if self.loaded else registry.Registry()
+        self.database = db.open_writer(settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL")
+        self.running, self.notices = Running(), Notices()
+        self.prefix = f"worker-{secrets.token_hex(4)}"
+        self.writer = Writer(self.database.connection, self.clock)
+        self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
+        self.jobs = Jobs(
+            self.writer,
+            self.readahead,
+            self.running,
+            self.notices,
+            self.clock,
+            queues=settings.queue_order,
+            max_queue=settings.max_queue,
+            max_queues=settings.max_queues,
+            cancel_grace_ms=round(settings.stop_grace * 1000),
+        )
+        self.intake = Intake(self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout)
+        services = Services(self.jobs, self.clock, max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes)
+        self.huey.attach(services, self.intake, self.database.path, self.registry)
+        self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers)
+        self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
+        self.supervisor = Supervisor(
+            self.jobs,
+            self.running,
+            self.consumer,
+            self.readahead,
+            self.registry,
+            self.clock,
+            grace_ms=round(settings.stop_grace * 1000),
+            least_ahead=lambda: settings.async_slots if self.has_async else 0,
+        )
+        self.recovered = Recovered(0, 0, 0)
+        self.started_at_ms = self.clock.now_ms()
+
+    # --------------------------------------------------------------------------------------------------------- start, stop
+
+    def start(self) -> None:
+        """Recover what a dead process left behind, then run jobs."""
+
+        def first(tx: object) -> None:
+            self.jobs.remember_clock(tx, boot_id())  # type: ignore[arg-type]
+            self.recovered = Recovered(*self.jobs.recover(tx))  # type: ignore[arg-type]
+
+        self.writer.run_now(first)
+        self.describe_process(f"process {os.getpid()}, started {rfc3339(self.started_at_ms)}")
+        registry.bind_submit(self.submit)
+        self.writer.start()
+        if self.settings.workers:
+            self.async_lane.start()
+            self.consumer.start()
+            self.jobs.claiming = True
+            self.writer.nudge()
+        self.supervisor.start()
+
+    def describe_process(self, words: str) -> None:
+        """Leave in the file who has it, for the one who finds it taken."""
+        if self.writer.started:
+            self.writer.call("verb", lambda tx: tx.run(sql.META_PUT, "process", words))
+        else:
+            self.writer.run_now(lambda tx: tx.run(sql.META_PUT, "process", words) and None)
+
+    def stop_taking(self) -> None:
+        """No further job is accepted or begun; what was claimed ahead goes back to the queue."""
+        self.jobs.accepting = self.jobs.claiming = False
+        self.async_lane.stop_taking()
+        self.consumer.stop_taking()
+        self.writer.call("verb", self.jobs.give_back_all)
+
+    def wait_for_running(self, grace_s: float) -> bool:
+        """Give running jobs until then to end; True if all have."""
+        deadline = self.clock.boot_ms() + round(grace_s * 1000)
+        self.consumer.join(deadline, self.clock)
+        self.async_lane.join(max(deadline - self.clock.boot_ms(), 0) / 1000)
+        return not len(self.running)
+
+    def close(self) -> int:
+        """Return what still runs to the queue, write what is left to write, give the file back. Returns how many came back."""
+        late = [attempt for attempt in self.running.all() if attempt.finish()]
+        if late:
+            self.writer.call("verb", self.jobs.return_running(late))
+            for attempt in late:
+                attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
+        self.supervisor.stop()
+        self.async_lane.close()
+        registry.unbind_submit()
+        self.huey.detach()
+        self.writer.close()
+        self.database.close()
+        return len(late)
+
+    def stop(self, grace_s: float | None = None) -> int:
+        """All of it, in order."""
+        self.stop_taking()
+        self.wait_for_running(self.settings.grace if grace_s is None else grace_s)
+        return self.close()
+
+    # --------------------------------------------------------------------------------------------------------------- tasks
+
+    @property
+    def has_async(self) -> bool:
+        return any(spec.executor == "async" for spec in self.registry)
+
+    def reload(self) -> Loaded:
+        """Take up the task files as they are now. Jobs under way end with the code they began with; a file that fails to
+        import leaves its tasks as they were."""
+        fresh = load_tasks(Path(self.settings.tasks))
+        broken = {str(failure.path) for failure in fresh.failures}
+        for spec in self.registry:
+            if spec.source in broken and fresh.registry.find(spec.name) is None:
+                fresh.registry.add(spec)
+        self.registry.replace_all(fresh.registry)
+        self.huey.adopt(self.registry)
+        self.loaded = fresh
+        return fresh
+
+    def submit(self, spec: TaskSpec, payload: str, options: dict[str, object]) -> str:
+        """The hook behind ``task.submit()``: insert and wait for the commit; the job's id."""
+        job = self.intake.job(submission_from_options(spec.name, payload, options))
+        accepted = self.writer.call("insert", [job])
+        return str(accepted[0].id)
+
+    # ------------------------------------------------------------------------------------------------------------- running
+
+    def begin(self, claimed: Claimed, worker_id: str) -> Attempt:
+        boot_ms = self.clock.boot_ms()
+        attempt = Attempt(claimed, worker_id, boot_ms + self.jobs.clock_offset_ms)
+        if claimed.timeout_ms:
+            attempt.deadline_boot_ms = boot_ms + claimed.timeout_ms
+        self.running.add(attempt)
+        return attempt
+
+    def _begin_async(self, claimed: Claimed) -> Attempt:
+        return self.begin(claimed, f"{self.prefix}-async")
+
+    def _lane_of(self, task: str) -> str:
+        spec = self.registry.find(task)
+        return "async" if spec is not None and spec.executor == "async" else "thread"
+
+
+def _ranks(order: list[str]) -> Callable[[str], int]:
+    """The place of a queue in the order of service; those not named share that of ``*``, or come last and are not served."""
+    places = {name: place for place, name in enumerate(order)}
+    others = places.get("*", len(order))
+    return lambda queue: places.get(queue, others)

@@ -1,0 +1,152 @@
+"""Every error that MiniFlow raises on purpose, in one tree.
+
+The class is the code: callers catch classes, never texts. Each message says who, what and why, and names the remedy where
+there is one. Errors of other libraries (apsw above all) are turned into these where they enter, in ``db.py``.
+"""
+
+from __future__ import annotations
+
+
+class MiniFlowError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+# ---------------------------------------------------------------------------------------------------- what was asked for
+
+
+class NotFound(MiniFlowError):
+    """Nothing is there under that name. ``kind`` is the noun ("job", "task", …), ``name`` what was asked for."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} not found: {name}")
+        self.kind, self.name = kind, name
+
+
+class InvalidRequest(MiniFlowError):
+    """One field of a request cannot be taken. ``field`` is its path ("payload.text"), ``reason`` says why."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field, self.reason = field, reason
+
+
+class UnknownTask(InvalidRequest):
+    """No task is registered under that name. ``known`` are close matches, best first."""
+
+    def __init__(self, task: str, known: list[str]) -> None:
+        hint = f"; did you mean {', '.join(known)}?" if known else ""
+        super().__init__("task", f"no task is registered as {task!r}{hint}")
+        self.task, self.known = task, known
+
+
+class TooLarge(MiniFlowError):
+    """A payload, body or result is over its limit. ``limit`` is the setting's name; sizes are in bytes."""
+
+    def __init__(self, what: str, size: int, limit: str, limit_bytes: int) -> None:
+        super().__init__(f"{what} has {size:,} bytes, over the limit {limit} = {limit_bytes:,}")
+        self.what, self.size, self.limit, self.limit_bytes = what, size, limit, limit_bytes
+
+
+class TransitionRefused(MiniFlowError):
+    """A verb does not apply to the state that the job is in."""
+
+    def __init__(self, job_id: str, verb: str, state: str, remedy: str = "") -> None:
+        super().__init__(f"job {job_id}: cannot {verb}, it is {state}{'; ' + remedy if remedy else ''}")
+        self.job_id, self.verb, self.state = job_id, verb, state
+
+
+class IdempotencyConflict(MiniFlowError):
+    """The idempotency key belongs to a job that was submitted with another body."""
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(f"idempotency key {key!r} was used for job {job_id} with another body; use a new key")
+        self.key, self.job_id = key, job_id
+
+
+# ---------------------------------------------------------------------------------------------------- limits and the store
+
+
+class QueueFull(MiniFlowError):
+    """The number of waiting jobs is at its limit; ``retry_after_s`` is when to try again."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: int = 5) -> None:
+        super().__init__(f"{waiting:,} jobs are waiting, the limit max_queue is {limit:,}; try again in {retry_after_s} s")
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+
+
+class TooManyQueues(InvalidRequest):
+    """Queues are created on use; their number is bounded so that a typo in a loop cannot make a million of them."""
+
+    def __init__(self, queue: str, limit: int) -> None:
+        super().__init__("queue", f"{queue!r} would be a new queue, and there are {limit:,} already (max_queues)")
+
+
+class ShuttingDown(MiniFlowError):
+    """The server is stopping and takes no new work."""
+
+    def __init__(self, retry_after_s: int = 5) -> None:
+        super().__init__("the server is shutting down and takes no new jobs")
+        self.retry_after_s = retry_after_s
+
+
+class StoreError(MiniFlowError):
+    """The database cannot be used as it is. Start-up ends with exit code 2 and this one line."""
+
+
+class StoreBusy(StoreError):
+    """Another MiniFlow has this file open."""
+
+
+class StoreFull(StoreError):
+    """The disk is full. Nothing already accepted is lost; reading goes on."""
+
+
+class StoreClosed(StoreError):
+    """The writer has stopped: the process is on its way out."""
+
+
+class SecondLibrary(StoreError):
+    """Something tried to open a live database file around apsw, which destroys it (see ``guard.py``)."""
+
+
+class SettingsError(MiniFlowError):
+    """A setting has an unusable value; the message names the setting and where it came from."""
+
+
+# ---------------------------------------------------------------------------------------------------- raised by and in tasks
+
+
+class NonRetryable(MiniFlowError):
+    """Raised by a task: this job has failed for good, whatever retries are left."""
+
+
+class BadResult(NonRetryable):
+    """What a task returned is no JSON, or over the limit: another attempt would return it again."""
+
+
+class RetryAfter(MiniFlowError):
+    """Raised by a task: run me again after ``delay_s`` seconds. Uses up one retry, as any other failure does."""
+
+    def __init__(self, delay_s: float, message: str = "") -> None:
+        super().__init__(message or f"the task asked to run again in {delay_s:g} s")
+        self.delay_s = float(delay_s)
+
+
+class JobInterrupted(BaseException):
+    """Raised inside a running task from outside. A BaseException, so that ``except Exception`` does not swallow it."""
+
+
+class JobCancelled(JobInterrupted):
+    """The running job was cancelled."""
+
+
+class JobTimeout(JobInterrupted):
+    """The running job is over its ``timeout``."""
+
+
+class JobReturned(JobInterrupted):
+    """The server stops and the grace period is over: the job goes back to the queue, without an attempt counted."""
+
+
+class TaskExit(MiniFlowError):
+    """A task tried to end the process (``sys.exit``, ``KeyboardInterrupt``): taken as its failure."""

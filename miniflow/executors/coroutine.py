@@ -1,0 +1,149 @@
+"""Runs ``async def`` tasks: many at once, on one event loop in a thread of its own.
+
+Not the loop that serves HTTP: a coroutine that forgets to await must not stop the API. huey's own ``execute`` is plain
+synchronous code; it runs here inside a greenlet, and where it calls the body the greenlet hands the coroutine to the loop and
+is resumed with its value. (The technique is that of SQLAlchemy's asyncio extension.) So hooks, signals, retries and locks are
+the same for both kinds of task, and no thread waits for a coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import greenlet
+
+from miniflow.attempts import Attempt, Claimed
+from miniflow.readahead import ReadAhead
+
+log = logging.getLogger("miniflow.async")
+
+
+class AsyncLane:
+    """Takes jobs from the "async" lane of the read-ahead while it has free slots."""
+
+    def __init__(self, readahead: ReadAhead, begin: Callable[[Claimed], Attempt], execute: Callable[[Attempt], None], slots: int) -> None:
+        self._readahead, self._begin, self._execute = readahead, begin, execute
+        self.slots = slots
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="miniflow-async", daemon=True)
+        self._taking = False
+        readahead.on_async = self._notify
+
+    def __repr__(self) -> str:
+        return f"<AsyncLane [{len(self._tasks)} running | {self.slots} slots]>"
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self) -> None:
+        self._taking = True
+        self._thread.start()
+
+    def stop_taking(self) -> None:
+        """No further job is begun; those under way go on."""
+        self._taking = False
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the coroutines under way; True if all have ended."""
+        if not self._thread.is_alive():
+            return True
+
+        async def wait() -> None:
+            if self._tasks:
+                await asyncio.wait(list(self._tasks), timeout=timeout_s)
+
+        asyncio.run_coroutine_threadsafe(wait(), self._loop).result()
+        return not self._tasks
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End the loop, cancelling what still runs on it."""
+        self._taking = False
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._fill()
+        self._loop.run_forever()
+        pending = list(self._tasks)
+        for task in pending:
+            task.cancel()
+        if pending:
+            self._loop.run_until_complete(asyncio.wait(pending, timeout=0.5))
+        self._loop.close()
+
+    def _notify(self) -> None:
+        if self._thread.is_alive() and self._taking:
+            self._loop.call_soon_threadsafe(self._fill)
+
+    def _fill(self) -> None:
+        while self._taking and len(self._tasks) < self.slots:
+            attempt = self._readahead.take("async", self._begin)
+            if attempt is None:
+                return
+            task = self._loop.create_task(self._run(attempt))
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("running a job failed outside of its body", exc_info=task.exception())
+        self._fill()
+
+    async def _run(self, attempt: Attempt) -> None:
+        await in_greenlet(lambda: self._execute(attempt))
+
+
+async def in_greenlet(function: Callable[[], Any]) -> Any:
+    """Run synchronous code that may call ``await_here``; its return value."""
+    runner = greenlet.greenlet(function)
+    runner.gr_context = contextvars.copy_context()
+    awaitable = runner.switch()
+    while not runner.dead:
+        try:
+            value = await awaitable
+        except BaseException:  # handed on to the code that waits, whatever it is
+            awaitable = runner.throw(*sys.exc_info())
+        else:
+            awaitable = runner.switch(value)
+    return awaitable
+
+
+def await_here(awaitable: Coroutine[Any, Any, Any]) -> Any:
+    """Inside ``in_greenlet``: suspend until ``awaitable`` is done; its value, or its exception."""
+    parent = greenlet.getcurrent().parent
+    assert parent is not None, "await_here is called by code that in_greenlet runs"
+    return parent.switch(awaitable)
+
+
+def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """What the coroutine returns. Raises what it raises, or the JobInterrupted that cancelled it."""
+    loop = asyncio.get_running_loop()
+    # The coroutine is made and run in this context, the greenlet's: the job's own context was set in it.
+    task = loop.create_task(make(), context=contextvars.copy_context())
+
+    async def supervised() -> Any:
+        return await task
+
+    try:
+        try:
+            attempt.enter(None, cancel=lambda: loop.call_soon_threadsafe(task.cancel))
+        except BaseException:  # asked to stop before it began
+            task.cancel()
+            raise
+        return await_here(supervised())
+    except asyncio.CancelledError:
+        if attempt.pending is not None:
+            raise attempt.pending from None
+        raise
+    finally:
+        attempt.leave()

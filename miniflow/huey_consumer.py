@@ -1,0 +1,146 @@
+"""huey's Consumer, embedded: its worker threads, its health check, its replacement of dead workers.
+
+Changed for a process that is also a server: signals belong to the application; idle workers wait on a condition and poll
+nothing; a worker whose job is deaf to its timeout is abandoned and replaced, so that the slot is free when it is said to be.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from huey.consumer import Consumer, Scheduler, Worker
+
+from miniflow.attempts import Attempt, Claimed
+from miniflow.clock import Clock
+from miniflow.huey_adapter import JobsHuey
+from miniflow.readahead import ReadAhead
+
+log = logging.getLogger("miniflow.worker")
+
+IDLE_WAIT_S = 5.0  # an idle worker looks up that often, only to notice a stop it was not woken for
+
+
+class JobWorker(Worker):
+    """Takes jobs from the read-ahead and runs them, one at a time."""
+
+    _names = iter(range(1, 1 << 62))
+
+    def __init__(self, *, readahead: ReadAhead, begin: Callable[[Claimed, str], Attempt], prefix: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._readahead, self._begin = readahead, begin
+        self.worker_id = f"{prefix}-{next(self._names)}"
+        self.current: Attempt | None = None
+        self.abandoned = False
+
+    def loop(self, now: dt.datetime | None = None) -> None:
+        attempt = self._readahead.take("thread", self._take, timeout_s=IDLE_WAIT_S, stopped=self._stopped)
+        if attempt is None:
+            return
+        self.current = attempt
+        self.huey.run_attempt(attempt)
+        self.current = None
+        self.task_count += 1
+        if self.abandoned:
+            log.info("%s came back from the job it was abandoned with, and ends", self.worker_id)
+            raise SystemExit
+
+    def _take(self, claimed: Claimed) -> Attempt:
+        return self._begin(claimed, self.worker_id)
+
+    def _stopped(self) -> bool:
+        return bool(self.stop_flag.is_set()) or self.abandoned
+
+
+class MinuteScheduler(Scheduler):
+    """Fires huey's periodic tasks, once a minute and only if there are any. Delays and retries are the writer's business."""
+
+    def loop(self, now: dt.datetime | None = None) -> None:
+        self.stop_flag.wait(60 - self.huey.clock.now_ms() % 60_000 / 1000 + 0.02)
+        if not self.stop_flag.is_set() and self.huey._registry._periodic_tasks:
+            self.enqueue_periodic_tasks(self.huey._get_timestamp())
+
+
+class JobConsumer(Consumer):
+    """``start``, ``stop_taking``, ``join``; never ``run``, which would take the signals and the process."""
+
+    worker_class = JobWorker
+    scheduler_class = MinuteScheduler
+
+    def __init__(self, huey: JobsHuey, *, readahead: ReadAhead, begin: Callable[[Claimed, str], Attempt], prefix: str, workers: int) -> None:
+        self._readahead, self._begin, self._prefix = readahead, begin, prefix
+        self._abandoned: list[JobWorker] = []
+        self.abandoned_total = 0
+        super().__init__(huey, workers=workers)
+
+    def _create_worker(self) -> JobWorker:
+        return JobWorker(
+            readahead=self._readahead,
+            begin=self._begin,
+            prefix=self._prefix,
+            huey=self.huey,
+            stop_flag=self.stop_flag,
+            default_delay=self.default_delay,
+            max_delay=self.max_delay,
+            backoff=self.backoff,
+        )
+
+    def _create_process(self, process: Any, name: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                process.initialize()
+                while not self.stop_flag.is_set() and not getattr(process, "abandoned", False):
+                    process.loop()
+            except SystemExit:
+                pass
+            except BaseException:  # the health check sees the dead thread and replaces it
+                log.exception("%s died", name)
+            finally:
+                process.shutdown()
+
+        return threading.Thread(target=run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self.scheduler.start()
+        for _, worker_thread in self.worker_threads:
+            worker_thread.start()
+
+    def _set_signal_handlers(self) -> None:
+        """The application owns the signals."""
+
+    def abandon(self, attempt: Attempt) -> bool:
+        """Give up the thread that is deaf in ``attempt``, and start another in its place; False if no worker has it."""
+        for i, (worker, _) in enumerate(self.worker_threads):
+            if worker.current is attempt:
+                worker.abandoned = True
+                self._abandoned.append(worker)
+                self.abandoned_total += 1
+                fresh = self._create_worker()
+                fresh_thread = self._create_process(fresh, f"Worker-{i + 1}")
+                self.worker_threads[i] = (fresh, fresh_thread)
+                fresh_thread.start()
+                return True
+        return False
+
+    def deaf_threads(self) -> int:
+        """Abandoned threads that are still inside their job."""
+        self._abandoned = [worker for worker in self._abandoned if worker.current is not None]
+        return len(self._abandoned)
+
+    def jobs_run(self) -> int:
+        """Jobs that the present workers have run since they started."""
+        return sum(worker.task_count for worker, _ in self.worker_threads)
+
+    def stop_taking(self) -> None:
+        """Begin no further job; workers end with the one they have."""
+        self.stop_flag.set()
+        self._readahead.wake_all()
+
+    def join(self, deadline_boot_ms: int, clock: Clock) -> bool:
+        """Wait for the workers until ``deadline_boot_ms``; True if all have ended."""
+        for _, worker_thread in self.worker_threads:
+            worker_thread.join(max(deadline_boot_ms - clock.boot_ms(), 0) / 1000)
+        return not any(worker_thread.is_alive() for _, worker_thread in self.worker_threads)

@@ -1,0 +1,178 @@
+"""From what somebody asks for to a row: defaults filled in, limits checked, the payload held against the task's signature.
+
+The order of precedence of a setting is: the submit, the task, the server. Nothing here touches the database.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from miniflow.clock import Clock, to_ms
+from miniflow.errors import InvalidRequest, TooLarge
+from miniflow.ids import uuid7
+from miniflow.jobs import NewJob
+from miniflow.registry import Registry, TaskSpec, valid_queue_name
+from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
+from miniflow.states import State
+
+PRIORITIES = {"low": 1, "medium": 6, "high": 10}
+DELAY_S_MAX = 10 * 366 * 86_400
+EMPTY = msgspec.Raw(b"{}")
+
+Short = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=DELAY_S_MAX)]
+
+
+class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A job to be run: which task, with what payload, and how. Durations are seconds."""
+
+    task: Short | None = None
+    type: Short | None = None
+    payload: msgspec.Raw = EMPTY
+    queue: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | Literal["low", "medium", "high"] | None = None
+    delay: Seconds | None = None
+    run_at: dt.datetime | None = None
+    ttl: Seconds | None = None
+    timeout: Seconds | None = None
+    max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
+    retry: RetryPolicy | Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | None = None
+    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+    tags: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=50)] | None = None
+    meta: dict[str, Any] | None = None
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+    result_ttl: Seconds | None = None
+    failure_ttl: Seconds | None = None
+
+
+class Intake:
+    """Makes rows of submissions."""
+
+    def __init__(self, registry: Registry, clock: Clock, *, max_payload_bytes: int, default_timeout_s: float, default_max_retries: int = DEFAULT_MAX_RETRIES) -> None:
+        self.registry, self._clock, self._max_payload_bytes = registry, clock, max_payload_bytes
+        self._default_timeout_ms = round(default_timeout_s * 1000) or None
+        self._default_max_retries = default_max_retries
+
+    def job(self, submission: Submission, *, request_id: str | None = None, job_id: str | None = None, where: str = "") -> NewJob:
+        """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3].").
+
+        Raises UnknownTask, InvalidRequest naming the field, TooLarge.
+        """
+        s = submission
+        name = s.task or s.type
+        if name is None:
+            raise InvalidRequest(f"{where}task", "is missing; it names the task to run")
+        if s.task is not None and s.type is not None and s.task != s.type:
+            raise InvalidRequest(f"{where}type", f"says {s.type!r} where task says {s.task!r}; give one of the two")
+        spec = self.registry.get(name)
+        payload = self._payload(spec, s.payload, where)
+        queue = s.queue or spec.queue
+        if s.queue is not None and not valid_queue_name(queue):
+            raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
+        priority = PRIORITIES[s.priority] if isinstance(s.priority, str) else spec.priority if s.priority is None else s.priority
+        state, run_at, relative = self._when(s, where)
+        max_retries = _first(s.max_retries, spec.max_retries, self._default_max_retries)
+        timeout_ms = _ms(_first(s.timeout, spec.timeout_s)) if s.timeout is not None or spec.timeout_s is not None else self._default_timeout_ms
+        ttl_s = s.ttl if s.ttl is not None else spec.ttl_s
+        expires_at = None if ttl_s is None else (run_at or self._clock.now_ms()) + round(ttl_s * 1000)
+        new_id = job_id or uuid7()
+        row: list[Any] = [new_id, spec.name, queue, priority, state, payload, max_retries, timeout_ms or None, run_at, relative, expires_at, request_id]
+        key = s.idempotency_key
+        if s.retry is None and spec is not None and not _has_extras(s, spec) and key is None:
+            while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
+                row.pop()
+            return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row)
+        mark = fingerprint(s, payload) if key is not None else None
+        row += [_options(s, spec), _json(s.tags), _json(s.meta), s.description, key, mark]
+        return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark)
+
+    def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str) -> str:
+        data = bytes(raw)
+        if data == b"null":
+            data = b"{}"
+        if len(data) > self._max_payload_bytes:
+            raise TooLarge("the payload", len(data), "max_payload_bytes", self._max_payload_bytes)
+        try:
+            text = data.decode()
+            spec.binding.check(text)
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{where}payload", "is not UTF-8") from None
+        except InvalidRequest as exc:
+            if where:
+                raise InvalidRequest(where + exc.field, exc.reason) from None
+            raise
+        return text
+
+    def _when(self, s: Submission, where: str) -> tuple[State, int | None, int]:
+        if s.delay is not None and s.run_at is not None:
+            raise InvalidRequest(f"{where}delay", "cannot be given together with run_at; give one of the two")
+        now_ms = self._clock.now_ms()
+        if s.run_at is not None:
+            if s.run_at.tzinfo is None:
+                raise InvalidRequest(f"{where}run_at", "needs a time zone, such as 2026-01-31T12:00:00Z or …+01:00")
+            run_at = to_ms(s.run_at)
+            if run_at - now_ms > DELAY_S_MAX * 1000:
+                raise InvalidRequest(f"{where}run_at", "is more than ten years away")
+            return (State.SCHEDULED, run_at, 0) if run_at > now_ms else (State.QUEUED, None, 0)
+        if s.delay:
+            return State.SCHEDULED, now_ms + round(s.delay * 1000), 1
+        return State.QUEUED, None, 0
+
+
+def fingerprint(s: Submission, payload: str) -> str:
+    """What makes two submits with one idempotency key the same: all fields, whatever their order in the JSON."""
+    fields = msgspec.structs.asdict(s) | {"payload": msgspec.json.decode(payload), "task": s.task or s.type, "type": None}
+    return hashlib.blake2b(msgspec.json.encode(fields, order="sorted"), digest_size=16).hexdigest()
+
+
+def submission_from_options(task: str, payload: str, options: Mapping[str, Any]) -> Submission:
+    """The submission that a call in Python asks for. InvalidRequest for an option that is none, or has a wrong type."""
+    try:
+        given = {name: _plain(value) for name, value in options.items() if value is not None}
+        return msgspec.convert({**given, "task": task, "payload": msgspec.Raw(payload.encode())}, Submission)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest("", str(exc)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _has_extras(s: Submission, spec: TaskSpec) -> bool:
+    return bool(
+        s.tags or s.meta or s.description or spec.retry or s.result_ttl is not None or s.failure_ttl is not None
+        or spec.result_ttl_s is not None or spec.failure_ttl_s is not None
+    )  # fmt: skip
+
+
+def _options(s: Submission, spec: TaskSpec) -> str | None:
+    policy = RetryPolicy(intervals=s.retry) if isinstance(s.retry, list) else s.retry or spec.retry
+    options: dict[str, Any] = {}
+    if policy is not None:
+        options["retry"] = policy
+    for name, seconds in (("result_ttl_ms", _first(s.result_ttl, spec.result_ttl_s)), ("failure_ttl_ms", _first(s.failure_ttl, spec.failure_ttl_s))):
+        if seconds is not None:
+            options[name] = round(seconds * 1000)
+    return _json(options)
+
+
+def _json(value: Any) -> str | None:
+    return msgspec.json.encode(value).decode() if value else None
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+decode_submission: Callable[[bytes], Submission] = msgspec.json.Decoder(Submission).decode

@@ -1,0 +1,580 @@
+"""The verbs: the only module that moves a job from state to state.
+
+Each verb is one function that runs inside one transaction of the writer, guarded in SQL by state and, where only its holder
+may act, by lease; it says why it refused. The verbs of the hot path (submit, claim, begin, end) take all that a group has and
+make one statement of it. Counters change in the same transaction.
+
+What lives in memory only follows the file: the read-ahead is filled after the commit that claimed, and emptied before the
+commit that takes back (and filled again should that commit fail).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from miniflow import statements as sql
+from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.errors import (
+    IdempotencyConflict,
+    JobCancelled,
+    MiniFlowError,
+    NotFound,
+    QueueFull,
+    ShuttingDown,
+    TooManyQueues,
+    TransitionRefused,
+)
+from miniflow.notices import Notices
+from miniflow.readahead import ReadAhead
+from miniflow.states import TERMINAL, WAITING, State
+from miniflow.writer import Operation, Singly, Transaction, Writer, json_text
+
+log = logging.getLogger("miniflow.jobs")
+
+CRASHES_MAX = 3  # the process died this many times under one job: it is the job
+SWEEP_MAX = 1000  # rows promoted or expired in one group: a sweep must not hold up a submit
+REPLAY_MAX = 1000  # dead letters replayed in one group
+CRASHED = "the process ended while this job ran"
+
+
+class NewJob(NamedTuple):
+    """A job to be inserted. ``row`` is as ``statements.INSERT_JOBS`` takes it."""
+
+    id: str
+    task: str
+    queue: str
+    priority: int
+    state: State
+    run_at: int | None
+    expires_at: int | None
+    row: list[Any]
+    key: str | None = None
+    fingerprint: str | None = None
+
+
+class Accepted(NamedTuple):
+    """What became of a NewJob: its id, or that of the job that was submitted with its idempotency key before."""
+
+    id: str
+    replayed: bool
+
+
+class Ending(NamedTuple):
+    """How an attempt ended. ``outcome`` and what follows it go into the history of attempts; None for a good end."""
+
+    attempt: Attempt
+    state: State
+    result: str | None = None
+    run_at: int | None = None
+    max_retries: int | None = None
+    outcome: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+
+
+class LogLine(NamedTuple):
+    seq: int
+    attempt: int
+    level: str
+    ts: int
+    message: str
+
+
+class Jobs:
+    def __init__(
+        self,
+        writer: Writer,
+        readahead: ReadAhead,
+        running: Running,
+        notices: Notices,
+        clock: Clock,
+        *,
+        queues: list[str],
+        max_queue: int,
+        max_queues: int,
+        cancel_grace_ms: int,
+    ) -> None:
+        self.writer, self.readahead, self.running, self.notices, self._clock = writer, readahead, running, notices, clock
+        self._queues, self._max_queue, self._max_queues, self._cancel_grace_ms = queues, max_queue, max_queues, cancel_grace_ms
+        self._leases = itertools.count(1)  # every lease of an earlier process is void
+        self._marks: dict[int, Attempt] = {}
+        self._next_due_ms = self._next_expiry_ms = math.inf
+        self.clock_offset_ms = clock.offset_ms()
+        self._suspects: set[int] = set()  # rows that were leased when the last process died
+        self.claiming = False
+        self.accepting = True
+
+        writer.every_group(self._begin, before=True)
+        writer.handle("insert", self._insert)
+        writer.handle("end", self._end)
+        writer.handle("log", self._write_logs)
+        writer.handle("progress", self._write_progress)
+        writer.handle("verb", self._verbs)
+        writer.every_group(self._watch_clock)
+        writer.every_group(self._promote, due_in_s=lambda: (self._next_due_ms - self._clock.now_ms()) / 1000)
+        writer.every_group(self._expire, due_in_s=lambda: (self._next_expiry_ms - self._clock.now_ms()) / 1000)
+        writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
+        writer.may_linger = lambda: len(readahead) > 0 and readahead.room() == 0
+        readahead.on_room = writer.nudge
+
+    # -------------------------------------------------------------------------------------------------------- submitting
+
+    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
+        """Each operation has a list of NewJob and gets a list of Accepted: all of it, or none."""
+        if not self.accepting:
+            for op in ops:
+                op.error = ShuttingDown()
+            return
+        in_use = self._keys_in_use(tx, ops)
+        waiting = sum(self.writer.total(state) for state in WAITING)
+        rows: list[list[Any]] = []
+        for op in ops:
+            jobs: list[NewJob] = op.argument
+            fresh, op.value, op.error = _resolve_keys(jobs, in_use)
+            if op.error is None:
+                op.error = self._over_limit(tx, fresh, waiting + len(rows))
+            if op.error is not None:
+                continue
+            for job in fresh:
+                if job.key is not None:
+                    in_use[job.key] = (job.id, job.fingerprint)
+                rows.append(job.row)
+                tx.count(job.state, job.queue)
+                tx.count("enqueued", job.task)
+            self._expect(tx, fresh)
+        if rows:
+            tx.run(sql.INSERT_JOBS, json_text(rows), self._turn(tx), tx.now_ms)
+
+    def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
+        keys = [job.key for op in ops for job in op.argument if job.key is not None]
+        return {key: (job_id, mark) for key, job_id, mark in tx.run(sql.KEYS_IN_USE, json_text(keys))} if keys else {}
+
+    def _over_limit(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
+        if waiting + len(jobs) > self._max_queue:
+            return QueueFull(waiting, self._max_queue)
+        known = self.writer.counters.get("queue", {})
+        for queue in {job.queue for job in jobs}:
+            if queue not in known and ("queue", queue) not in tx.deltas:
+                if len(known) + sum(name == "queue" for name, _ in tx.deltas) >= self._max_queues:
+                    return TooManyQueues(queue, self._max_queues)
+                tx.count("queue", queue)
+        return None
+
+    def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
+        """New rows are coming: look at them when they are ready, due, or over."""
+        best = None
+        for job in jobs:
+            if job.state is State.QUEUED:
+                level = self.readahead.level(job.queue, job.priority)
+                best = level if best is None or level < best else best
+            elif job.run_at is not None:
+                self._next_due_ms = min(self._next_due_ms, job.run_at)
+            if job.expires_at is not None:
+                self._next_expiry_ms = min(self._next_expiry_ms, job.expires_at)
+        if best is not None:
+            self._ready(tx, best)
+
+    def _ready(self, tx: Transaction, level: tuple[int, int]) -> None:
+        """Rows of ``level`` become ready in this transaction; what is held and comes after them goes back."""
+        self.readahead.more = True
+        if self.readahead.worse_than(level):
+            self._give_back(tx, lambda row: self.readahead.level(row.queue, row.priority) > level)
+
+    def _turn(self, tx: Transaction) -> int:
+        """The next place in the queue; all rows of one statement share it and are told apart by seq."""
+        tx.count("turn", "")
+        return self.writer.counter("turn", "") + tx.deltas["turn", ""]
+
+    # ---------------------------------------------------------------------------------------------------------- claiming
+
+    def _hungry(self) -> bool:
+        return self.claiming and self.readahead.more and self.readahead.room() > 0 and not (self._suspects and self._wanted() <= 0)
+
+    def _wanted(self) -> int:
+        """How many rows to claim now. After an unclean stop, while rows of then are left: one for each free worker, begun with
+        the claim, so that a job that kills the process is known by its mark and not hidden among a few hundred innocent."""
+        if self._suspects:
+            return self.readahead.idle_threads - len(self.readahead)
+        return self.readahead.room()
+
+    def _claim(self, tx: Transaction) -> None:
+        if not (self.claiming and self.readahead.more):
+            return
+        wanted = self._wanted()
+        if wanted <= 0:
+            return
+        lease = next(self._leases)
+        left = wanted
+        for names in self._ranks(tx):
+            if len(names) == 1:
+                left -= tx.change(sql.CLAIM_QUEUED_OF_ONE_QUEUE, lease, names[0], left)
+            else:
+                left -= tx.change(sql.CLAIM_QUEUED, lease, json_text(names), left)
+            if left <= 0:
+                break
+        rows: list[Claimed] = decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0]) if left < wanted else []
+        self.readahead.more = left <= 0
+        if self._suspects:
+            rows = self._begin_at_once(tx, rows)
+        if rows:
+            tx.on_commit(lambda: self.readahead.push(rows))
+
+    def _ranks(self, tx: Transaction) -> list[list[str]]:
+        """The queues that have rows, in the order of service: each named one alone, those of ``*`` together."""
+        with_rows = {queue for queue, n in self.writer.counters.get(State.QUEUED, {}).items() if n > 0}
+        with_rows |= {label for (name, label), n in tx.deltas.items() if name == State.QUEUED and n > 0}
+        ranks = []
+        for name in self._queues:
+            members = sorted(with_rows.difference(self._queues)) if name == "*" else [name] if name in with_rows else []
+            if members:
+                ranks.append(members)
+        return ranks
+
+    def _begin_at_once(self, tx: Transaction, rows: list[Claimed]) -> list[Claimed]:
+        if not rows:  # the queue ran dry: whoever was left behind has gone another way
+            self._suspects.clear()
+            return rows
+        marks = [(row.seq, row.lease, tx.now_ms, None) for row in rows]
+        tx.run(sql.BEGIN_IF_LEASED, json_text(marks))
+        for row in rows:
+            tx.count(State.QUEUED, row.queue, -1)
+            tx.count(State.RUNNING, row.queue)
+        self._suspects.difference_update(row.seq for row in rows)
+        return [row._replace(attempt=row.attempt + 1, begun=True) for row in rows]
+
+    def _give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
+        rows = self.readahead.take_back(unwanted)
+        if rows:
+            tx.on_rollback(lambda: self.readahead.push(rows))
+            self.readahead.more = True
+            self._release(tx, [(row.seq, row.lease, int(row.begun)) for row in rows], {row.seq: (row.queue, row.begun) for row in rows})
+        return len(rows)
+
+    def _release(self, tx: Transaction, rows: list[tuple[int, int, int]], known: dict[int, tuple[str, bool]]) -> None:
+        for (seq,) in tx.run(sql.RELEASE_IF_LEASED, json_text(rows), tx.now_ms):
+            queue, begun = known[seq]
+            if begun:
+                tx.count(State.RUNNING, queue, -1)
+                tx.count(State.QUEUED, queue)
+
+    # ---------------------------------------------------------------------------------------------- running and ending
+
+    def mark_begun(self, attempt: Attempt) -> None:
+        """The body of ``attempt`` begins: the mark rides in the next group, or in none if the end is in that one already."""
+        if not attempt.marked:
+            self._marks[attempt.claimed.seq] = attempt
+            self.writer.nudge(now=False)
+
+    def post_end(self, ending: Ending, operation: Operation | None = None) -> None:
+        """Write how an attempt ended, without waiting. The caller has won ``attempt.finish()``."""
+        self._marks.pop(ending.attempt.claimed.seq, None)
+        self.running.remove(ending.attempt)
+        self.writer.post(operation or Operation("end", ending, keep=True))
+
+    def _begin(self, tx: Transaction) -> None:
+        if not self._marks:
+            return
+        # Not swapped for a new dict: a worker may hold the old one in its hands.
+        attempts = {seq: attempt for seq, attempt in list(self._marks.items()) if self._marks.pop(seq, None) is attempt}
+        tx.on_rollback(lambda: self._marks.update(attempts))
+        rows = [(seq, a.claimed.lease, a.started_at, a.worker_id) for seq, a in attempts.items()]
+        begun = list(attempts.values())
+        if tx.change(sql.BEGIN_IF_LEASED, json_text(rows)) < len(rows):
+            holding = {seq for (seq,) in tx.run(sql.HOLDING, json_text([row[:2] for row in rows]))}
+            begun = [attempt for seq, attempt in attempts.items() if seq in holding]
+        for attempt in begun:
+            tx.count(State.QUEUED, attempt.claimed.queue, -1)
+            tx.count(State.RUNNING, attempt.claimed.queue)
+
+        def committed() -> None:
+            for attempt in begun:
+                attempt.marked = True
+
+        tx.on_commit(committed)
+
+    def _end(self, tx: Transaction, ops: list[Operation]) -> None:
+        endings: dict[int, Ending] = {}
+        for op in ops:
+            ending: Ending = op.argument
+            endings[ending.attempt.claimed.seq] = ending
+        rows = []
+        for seq, e in endings.items():
+            a = e.attempt
+            begun = int(a.marked or not a.charged)
+            rows.append((seq, a.claimed.lease, e.state, begun, a.started_at, a.worker_id, e.result, e.run_at, e.error, e.max_retries))
+        if len(endings) > tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms):
+            if len(ops) > 1:
+                raise Singly
+            ending = ops[0].argument
+            log.warning("refused the late end of attempt %d of job %s: its lease is gone", ending.attempt.number, ending.attempt.claimed.id)
+            return
+        failed = []
+        for seq, e in endings.items():
+            self._count_end(tx, e)
+            if e.outcome is not None:
+                a = e.attempt
+                failed.append((seq, a.number, e.outcome, a.worker_id, a.started_at, e.error_type, e.error, e.traceback))
+        if failed:
+            tx.run(sql.INSERT_ATTEMPTS, json_text(failed), tx.now_ms)
+        self._publish(tx, (e.attempt.claimed.id for e in endings.values() if e.state in TERMINAL))
+
+    def _count_end(self, tx: Transaction, ending: Ending) -> None:
+        claimed = ending.attempt.claimed
+        tx.count(State.RUNNING if ending.attempt.marked else State.QUEUED, claimed.queue, -1)
+        tx.count(ending.state, claimed.queue)
+        if ending.state is State.COMPLETED:
+            tx.count("finished", claimed.task)
+        elif ending.state is State.DEAD_LETTER:
+            tx.count("failed", claimed.task)
+        elif ending.state is State.RETRYING and ending.run_at is not None:
+            self._next_due_ms = min(self._next_due_ms, ending.run_at)
+        if ending.outcome in ("failed", "timed_out"):
+            tx.count("attempts_failed", claimed.task)
+
+    def _publish(self, tx: Transaction, job_ids: Iterable[str]) -> None:
+        ended = list(job_ids)
+        if ended:
+            tx.on_commit(lambda: self.notices.publish(ended))
+
+    def _write_logs(self, tx: Transaction, ops: list[Operation]) -> None:
+        tx.run(sql.INSERT_LOGS, json_text([op.argument for op in ops]))
+
+    def _write_progress(self, tx: Transaction, ops: list[Operation]) -> None:
+        latest = {op.argument[0]: op.argument for op in ops}
+        tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms)
+
+    # --------------------------------------------------------------------------------------------------------- the clock
+
+    def _watch_clock(self, tx: Transaction) -> None:
+        """Somebody set the clock: waits that were counted from a moment keep their length."""
+        jump_ms = self._clock.offset_ms() - self.clock_offset_ms
+        if abs(jump_ms) > CLOCK_JUMP_MS:
+            self.clock_offset_ms += jump_ms
+            tx.on_rollback(lambda: setattr(self, "clock_offset_ms", self.clock_offset_ms - jump_ms))
+            tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms)
+            self._look_at_times(tx)
+            log.warning("the clock was set by %+.1f s; delays and backoffs go on as long as they were meant to", jump_ms / 1000)
+
+    def _look_at_times(self, tx: Transaction) -> None:
+        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
+        self._next_expiry_ms = _or_never(tx.run(sql.NEXT_EXPIRY))
+
+    def _promote(self, tx: Transaction) -> None:
+        if self._next_due_ms > tx.now_ms:
+            return
+        rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._turn(tx), SWEEP_MAX)
+        for _, queue, priority, retried in rows:
+            tx.count(State.RETRYING if retried else State.SCHEDULED, queue, -1)
+            tx.count(State.QUEUED, queue)
+            self._ready(tx, self.readahead.level(queue, priority))
+        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
+
+    def _expire(self, tx: Transaction) -> None:
+        if self._next_expiry_ms > tx.now_ms:
+            return
+        self._give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms and not row.begun)
+        rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX)
+        for _, queue, _ in rows:
+            tx.count(State.QUEUED, queue, -1)
+            tx.count(State.EXPIRED, queue)
+        self._publish(tx, (job_id for _, _, job_id in rows))
+        # What is left over and due has been begun by now, or comes in the next group.
+        self._next_expiry_ms = tx.now_ms if len(rows) == SWEEP_MAX else _later(tx.run(sql.NEXT_EXPIRY), tx.now_ms)
+
+    # ------------------------------------------------------------------------------------- verbs of people and programs
+
+    def _verbs(self, tx: Transaction, ops: list[Operation]) -> None:
+        """Rare verbs come as functions of a transaction; a refusal is an error of that operation alone."""
+        for op in ops:
+            try:
+                op.value = op.argument(tx)
+            except MiniFlowError as refusal:
+                op.error = refusal
+
+    def cancel(self, job_id: str) -> Callable[[Transaction], State]:
+        """Waiting: cancelled at once. Running: asked to stop; it is `running` until it has. Returns the state it is in now.
+
+        Raises NotFound, or TransitionRefused for a job that has ended (cancelling twice is fine).
+        """
+
+        def verb(tx: Transaction) -> State:
+            seq, state, queue, lease = _find(tx, job_id)
+            if state is State.CANCELLED:
+                return state
+            if state in TERMINAL:
+                raise TransitionRefused(job_id, "cancel", state)
+            held = self.readahead.discard(seq) if lease is not None else None
+            if held is not None:
+                tx.on_rollback(lambda: self.readahead.push([held]))
+            if lease is not None and (held is None or held.begun):
+                return self._cancel_running(tx, seq, held)
+            tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms)
+            tx.count(state, queue, -1)
+            tx.count(State.CANCELLED, queue)
+            self._publish(tx, [job_id])
+            return State.CANCELLED
+
+        return verb
+
+    def _cancel_running(self, tx: Transaction, seq: int, held: Claimed | None) -> State:
+        tx.run(sql.REQUEST_CANCEL_IF_LEASED, seq, tx.now_ms)
+        if held is not None:  # marked as begun with its claim, and no worker has taken it yet
+            attempt = Attempt(held, "", tx.now_ms)
+            op = Operation("end", Ending(attempt, State.CANCELLED, outcome="cancelled", error="cancelled before it ran"))
+            self._end(tx, [op])
+            return State.CANCELLED
+
+        def ask() -> None:
+            attempt = self.running.find(seq)
+            if attempt is not None:
+                attempt.interrupt(JobCancelled("the job was cancelled"), self._clock.boot_ms() + self._cancel_grace_ms)
+
+        tx.on_commit(ask)
+        return State.RUNNING
+
+    def retry(self, job_id: str) -> Callable[[Transaction], State]:
+        """A dead letter is replayed with its attempts counted anew; a job that waits for its next attempt gets it now."""
+
+        def verb(tx: Transaction) -> State:
+            seq, state, queue, _ = _find(tx, job_id)
+            if state is State.DEAD_LETTER:
+                self._replay(tx, [seq])
+            elif state is State.RETRYING:
+                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self._turn(tx), tx.now_ms)
+                tx.count(State.RETRYING, queue, -1)
+                tx.count(State.QUEUED, queue)
+                self._ready(tx, self.readahead.level(queue, priority))
+            else:
+                remedy = "submit it again" if state in TERMINAL else "only a dead letter, or a job that waits for its next attempt, can be retried"
+                raise TransitionRefused(job_id, "retry", state, remedy)
+            return State.QUEUED
+
+        return verb
+
+    def replay_dead_letters(self, after_seq: int, *, queue: str | None = None, task: str | None = None) -> Callable[[Transaction], tuple[int, int | None]]:
+        """Replay the next REPLAY_MAX dead letters beyond ``after_seq``: (how many, where to go on or None when that was all)."""
+
+        def verb(tx: Transaction) -> tuple[int, int | None]:
+            if queue is not None:
+                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_OF_QUEUE_AFTER, after_seq, REPLAY_MAX, queue)]
+            elif task is not None:
+                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_OF_TASK_AFTER, after_seq, REPLAY_MAX, task)]
+            else:
+                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_AFTER, after_seq, REPLAY_MAX)]
+            return self._replay(tx, seqs), seqs[-1] if len(seqs) == REPLAY_MAX else None
+
+        return verb
+
+    def _replay(self, tx: Transaction, seqs: list[int]) -> int:
+        rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self._turn(tx), tx.now_ms) if seqs else []
+        for _, queue, priority, _ in rows:
+            tx.count(State.DEAD_LETTER, queue, -1)
+            tx.count(State.QUEUED, queue)
+            self._ready(tx, self.readahead.level(queue, priority))
+        return len(rows)
+
+    # ------------------------------------------------------------------------------------------------ starting and stopping
+
+    def recover(self, tx: Transaction) -> tuple[int, int, int]:
+        """At start: every lease is void, its process is dead. Returns (released, to be run again, dead letters).
+
+        A row that was only claimed goes back as it was. One that was begun has crashed once more: it runs again, until the
+        process has died CRASHES_MAX times under it.
+        """
+        left = tx.run(sql.LEFT_BEHIND)
+        begun = [row for row in left if row[1] == State.RUNNING]
+        again = [row for row in begun if row[5] + 1 < CRASHES_MAX]
+        buried = [row for row in begun if row[5] + 1 >= CRASHES_MAX]
+        tx.run(sql.RECOVER_UNBEGUN)
+        for rows, statement, state, words in (
+            (again, sql.RECOVER_CRASHED, State.QUEUED, CRASHED),
+            (buried, sql.BURY_CRASHED, State.DEAD_LETTER, f"{CRASHED}, for the {_ordinal(CRASHES_MAX)} time"),
+        ):
+            if not rows:
+                continue
+            tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
+            tx.run(sql.INSERT_ATTEMPTS, json_text([(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at in rows]), tx.now_ms)
+            for _, _, queue, task, *_ in rows:
+                tx.count(State.RUNNING, queue, -1)
+                tx.count(state, queue)
+                if state is State.DEAD_LETTER:
+                    tx.count("failed", task)
+        self._suspects = {row[0] for row in left} - {row[0] for row in buried}
+        self._look_at_times(tx)
+        return len(left) - len(begun), len(again), len(buried)
+
+    def remember_clock(self, tx: Transaction, boot_id: str) -> None:
+        """At start: was the clock set while we were away? Only the same boot of the machine can tell."""
+        before = dict(tx.run("SELECT key, value FROM meta WHERE key IN ('boot_id', 'clock_offset_ms')"))
+        if before.get("boot_id") == boot_id and isinstance(before.get("clock_offset_ms"), int):
+            self.clock_offset_ms = before["clock_offset_ms"]
+            self._watch_clock(tx)
+        tx.run(sql.META_PUT, "boot_id", boot_id)
+        tx.run(sql.META_PUT, "clock_offset_ms", self._clock.offset_ms())
+
+    def give_back_all(self, tx: Transaction) -> int:
+        """At stop: what was claimed ahead goes back to the queue; returns how many rows."""
+        return self._give_back(tx, lambda row: True)
+
+    def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
+        """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
+
+        def verb(tx: Transaction) -> int:
+            for a in attempts:
+                self._marks.pop(a.claimed.seq, None)
+            known = {a.claimed.seq: (a.claimed.queue, a.marked) for a in attempts}
+            self._release(tx, [(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts], known)
+            return len(attempts)
+
+        return verb
+
+
+def _resolve_keys(
+    jobs: list[NewJob], in_use: dict[str, tuple[str, str | None]]
+) -> tuple[list[NewJob], list[Accepted], MiniFlowError | None]:
+    """Which of ``jobs`` are new; what each becomes; the conflict, if a key was used with another body."""
+    fresh: list[NewJob] = []
+    accepted: list[Accepted] = []
+    here: dict[str, tuple[str, str | None]] = {}
+    for job in jobs:
+        first = None if job.key is None else in_use.get(job.key) or here.get(job.key)
+        if first is None:
+            fresh.append(job)
+            if job.key is not None:
+                here[job.key] = (job.id, job.fingerprint)
+        elif first[1] != job.fingerprint:
+            return [], [], IdempotencyConflict(job.key or "", first[0])
+        accepted.append(Accepted(first[0] if first else job.id, first is not None))
+    return fresh, accepted, None
+
+
+def _find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:
+    rows = tx.run(sql.STATE_BY_ID, job_id)
+    if not rows:
+        raise NotFound("job", job_id)
+    seq, state, queue, _, lease, _ = rows[0]
+    return seq, State(state), queue, lease
+
+
+def _or_never(rows: list[Any]) -> float:
+    return math.inf if rows[0][0] is None else rows[0][0]
+
+
+def _later(rows: list[Any], now_ms: int) -> float:
+    """The time in ``rows``; one that has passed already is looked at again in a second."""
+    return max(_or_never(rows), now_ms + 1000)
+
+
+def _ordinal(n: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(n, f"{n}th")
+
+
+decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode

@@ -1,0 +1,43 @@
+"""Who wants to hear that a job has ended.
+
+The writer publishes the ids of jobs that a commit has ended, after that commit; whoever waits for one of them is called from
+the writer's thread and must be quick. Nothing is published that is not in the file.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+Listener = Callable[[str], None]
+
+
+class Notices:
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Listener]] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Notices [{len(self._waiting)} jobs waited for]>"
+
+    def listen(self, job_id: str, listener: Listener) -> None:
+        """Call ``listener(job_id)`` once, when that job has ended. Look at the job *after* this call: it may have ended before."""
+        with self._lock:
+            self._waiting.setdefault(job_id, []).append(listener)
+
+    def forget(self, job_id: str, listener: Listener) -> None:
+        with self._lock:
+            listeners = self._waiting.get(job_id, [])
+            if listener in listeners:
+                listeners.remove(listener)
+            if not listeners:
+                self._waiting.pop(job_id, None)
+
+    def publish(self, job_ids: Iterable[str]) -> None:
+        if not self._waiting:  # the common case costs one look
+            return
+        for job_id in job_ids:
+            with self._lock:
+                listeners = self._waiting.pop(job_id, ())
+            for listener in listeners:
+                listener(job_id)

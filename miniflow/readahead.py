@@ -1,0 +1,147 @@
+"""Jobs that are claimed and not begun: what makes the drain fast, kept honest.
+
+One claim of a few hundred rows costs little more than a claim of one, so the writer claims ahead of the free workers. A row in
+here is still `queued`, for everybody to see, and still obeys: ``discard`` takes a cancelled one out, ``take_back`` all that a
+better arrival, a pause or a stop displaces. Taking a row out under the lock is the decision whether it was begun or not.
+
+There is a lane for each way of running, so that coroutines waiting for a slot do not keep jobs from free threads.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from miniflow.attempts import Attempt, Claimed
+
+HELD_MAX = 4096
+"""Rows claimed ahead in the worst case, when one lane is full and another is hungry."""
+
+Level = tuple[int, int]
+"""Place of a job before its turn: (rank of its queue, minus priority); the smaller goes first."""
+
+
+class ReadAhead:
+    def __init__(self, *, lane_of: Callable[[str], str], rank_of: Callable[[str], int], target_max: int = 1024) -> None:
+        """``lane_of(task)`` is "thread" or "async"; ``rank_of(queue)`` the place of a queue in the order of service."""
+        self._lane_of, self._rank_of = lane_of, rank_of
+        self._ready = threading.Condition()
+        self._held: dict[int, Claimed] = {}
+        self._levels: Counter[Level] = Counter()
+        self._lanes: dict[str, list[tuple[int, int, int, int]]] = {"thread": [], "async": []}
+        self._idle_threads = 0
+        self.target_max = target_max
+        self.target = target_max
+        self.more = True  # the file may have ready rows that are not claimed
+        self.on_async: Callable[[], None] | None = None  # called when the async lane got something
+        self.on_room: Callable[[], None] | None = None  # called when it is time to claim more
+
+    def __repr__(self) -> str:
+        return f"<ReadAhead [{len(self._held)} held, {self._idle_threads} idle threads | target {self.target}]>"
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def idle_threads(self) -> int:
+        """Threads that wait for a job right now."""
+        return self._idle_threads
+
+    def level(self, queue: str, priority: int) -> Level:
+        return (self._rank_of(queue), -priority)
+
+    def room(self) -> int:
+        """How many more rows to claim; 0 while the buffer is more than half full and no thread stands idle beside it."""
+        held = len(self._held)
+        if held <= self.target // 2:
+            return self.target - held
+        if self._idle_threads and not self._lanes["thread"] and held < HELD_MAX:
+            return min(self.target, HELD_MAX - held)
+        return 0
+
+    def push(self, rows: Iterable[Claimed]) -> None:
+        """Offer claimed rows to the workers."""
+        threads = asyncs = 0
+        with self._ready:
+            for row in rows:
+                level = self.level(row.queue, row.priority)
+                lane = self._lane_of(row.task)
+                self._held[row.seq] = row
+                self._levels[level] += 1
+                heapq.heappush(self._lanes[lane], (*level, row.turn, row.seq))
+                if lane == "async":
+                    asyncs += 1
+                else:
+                    threads += 1
+            if threads:
+                self._ready.notify(threads)
+        if asyncs and self.on_async is not None:
+            self.on_async()
+
+    def take(self, lane: str, begin: Callable[[Claimed], Attempt], *, timeout_s: float = 0, stopped: Callable[[], bool] = lambda: False) -> Attempt | None:
+        """The best row of a lane, begun; None after ``timeout_s`` seconds without one, or when ``stopped``.
+
+        ``begin`` is called under the lock: from then on the row is an attempt, and a cancel interrupts instead of discarding.
+        """
+        heap = self._lanes[lane]
+        with self._ready:
+            while not heap:
+                if not timeout_s or stopped():
+                    return None
+                self._idle_threads += 1
+                if self.more and self.on_room is not None and self.room():
+                    self.on_room()
+                woken = self._ready.wait(timeout_s)
+                self._idle_threads -= 1
+                if not woken:
+                    return None
+            if stopped():
+                return None
+            row = self._held.pop(heapq.heappop(heap)[3])
+            self._drop_level(row)
+            attempt = begin(row)
+        if self.more and self.on_room is not None and len(self._held) <= self.target // 2:
+            self.on_room()
+        return attempt
+
+    def discard(self, seq: int) -> Claimed | None:
+        """Take one row out, if it was not begun."""
+        with self._ready:
+            row = self._held.pop(seq, None)
+            if row is not None:
+                self._drop_level(row)
+                self._rebuild()
+            return row
+
+    def take_back(self, unwanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        """Take all rows out that are ``unwanted``."""
+        with self._ready:
+            rows = [row for row in self._held.values() if unwanted(row)]
+            for row in rows:
+                del self._held[row.seq]
+                self._drop_level(row)
+            if rows:
+                self._rebuild()
+            return rows
+
+    def worse_than(self, level: Level) -> bool:
+        """Is anything held that a row of ``level`` goes before?"""
+        return bool(self._levels) and max(self._levels) > level
+
+    def wake_all(self) -> None:
+        with self._ready:
+            self._ready.notify_all()
+
+    def _drop_level(self, row: Claimed) -> None:
+        level = self.level(row.queue, row.priority)
+        self._levels[level] -= 1
+        if not self._levels[level]:
+            del self._levels[level]
+
+    def _rebuild(self) -> None:
+        """The heaps hold no row that is not held; rare, so linear."""
+        for heap in self._lanes.values():
+            heap[:] = [entry for entry in heap if entry[3] in self._held]
+            heapq.heapify(heap)

@@ -1,0 +1,146 @@
+"""The settings, as data: name, type, default, help.
+
+Each can be given in four places; the first that has it wins: a flag of the command line, an environment variable
+``MINIFLOW_<NAME>``, ``miniflow.toml``, the default here. An unusable value is a SettingsError that names the setting and the
+place it came from. The README's table is held against this one by a test.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from miniflow.errors import SettingsError
+
+ENV_PREFIX = "MINIFLOW_"
+FILE = "miniflow.toml"
+
+
+class Setting(NamedTuple):
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+
+def _at_least(least: float, kind: Any = int) -> Any:
+    return Annotated[kind, msgspec.Meta(ge=least)]
+
+
+_COUNT = _at_least(1)
+_SECONDS = _at_least(0, float)
+
+SETTINGS = (
+    Setting("db", str, "miniflow.db", "the database file; made if it does not exist"),
+    Setting("host", str, "127.0.0.1", "the address to listen on; any but a loopback one needs a token"),
+    Setting("port", Annotated[int, msgspec.Meta(ge=0, le=65535)], 8000, "the port to listen on; 0 takes a free one"),
+    Setting("tasks", str, "./tasks", "the folder of task files"),
+    Setting("workers", _at_least(0), 4, "threads that run jobs; 0 accepts jobs and runs none"),
+    Setting("async_slots", _COUNT, 100, "`async def` jobs that run at once"),
+    Setting("queues", str, "*", "queues to serve, first one first, separated by commas; `*` is all the others"),
+    Setting("grace", _SECONDS, 30.0, "seconds that running jobs get to end when the server stops"),
+    Setting("log_dir", str, "./logs", "the folder of app.log"),
+    Setting("log_level", Literal["debug", "info", "warning", "error"], "info", "how much goes to the log"),
+    Setting("reload", bool, False, "take up task files that change"),
+    Setting("token", str, "", "the bearer token that requests must carry; empty: none is asked for"),
+    Setting("insecure", bool, False, "listen on any address without a token"),
+    Setting("allowed_hosts", str, "", "further host names that requests may be addressed to, separated by commas"),
+    Setting("timeout", _SECONDS, 900.0, "seconds that a job may run, where neither it nor its task says; 0: no limit"),
+    Setting("stop_grace", _SECONDS, 3.0, "seconds that a job gets to end after a timeout or a cancel, before its thread is abandoned"),
+    Setting("max_payload_bytes", _COUNT, 1_048_576, "size of one job's payload"),
+    Setting("max_body_bytes", _COUNT, 67_108_864, "size of a request's body (a batch)"),
+    Setting("max_batch", _COUNT, 10_000, "jobs in one batch"),
+    Setting("max_result_bytes", _COUNT, 10_485_760, "size of one job's result"),
+    Setting("max_log_bytes", _COUNT, 20_971_520, "size of one attempt's log"),
+    Setting("max_queue", _COUNT, 10_000_000, "jobs that may wait; beyond it submits get 429"),
+    Setting("max_queues", _COUNT, 1_000, "names of queues"),
+    Setting("durability", Literal["full", "relaxed"], "full", "`full` syncs every commit; `relaxed` may lose the last moments in a power cut"),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings with their values. The fields are those of SETTINGS; a test holds the two against each other."""
+
+    db: str = "miniflow.db"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tasks: str = "./tasks"
+    workers: int = 4
+    async_slots: int = 100
+    queues: str = "*"
+    grace: float = 30.0
+    log_dir: str = "./logs"
+    log_level: str = "info"
+    reload: bool = False
+    token: str = ""
+    insecure: bool = False
+    allowed_hosts: str = ""
+    timeout: float = 900.0
+    stop_grace: float = 3.0
+    max_payload_bytes: int = 1_048_576
+    max_body_bytes: int = 67_108_864
+    max_batch: int = 10_000
+    max_result_bytes: int = 10_485_760
+    max_log_bytes: int = 20_971_520
+    max_queue: int = 10_000_000
+    max_queues: int = 1_000
+    durability: str = "full"
+
+    @property
+    def queue_order(self) -> list[str]:
+        return [name.strip() for name in self.queues.split(",") if name.strip()]
+
+
+def load(flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+    """The settings from all four places. ``flags`` holds what the command line gave; None in it means not given."""
+    values: dict[str, Any] = {}
+    file = (folder or Path.cwd()) / FILE
+    for name, value in _from_file(file).items():
+        values[name] = _take(name, value, f"{file.name}", strict=True)
+    for key, text in (os.environ if environ is None else environ).items():
+        if key.startswith(ENV_PREFIX) and key[len(ENV_PREFIX) :].lower() in BY_NAME:
+            values[key[len(ENV_PREFIX) :].lower()] = _take(key[len(ENV_PREFIX) :].lower(), text, key, strict=False)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = _take(name, value, f"--{name.replace('_', '-')}", strict=False)
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise SettingsError(f"{file.name} cannot be read: {exc}") from exc
+    for name in given:
+        if name not in BY_NAME:
+            raise SettingsError(f"{file.name}: {name} is no setting; there are {', '.join(BY_NAME)}")
+    return given
+
+
+def _take(name: str, value: Any, origin: str, *, strict: bool) -> Any:
+    setting = BY_NAME[name]
+    if not strict and isinstance(value, str) and setting.kind is bool:
+        value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}.get(value.lower(), value)
+    try:
+        return msgspec.convert(value, setting.kind, strict=strict)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(f"{origin}: {value!r} is no value for {name} ({setting.help}): {exc}") from None
+
+
+def _check_together(settings: Settings) -> None:
+    if not settings.queue_order:
+        raise SettingsError("--queues names no queue; give names separated by commas, or * for all")
+    if len(set(settings.queue_order)) < len(settings.queue_order):
+        raise SettingsError(f"--queues names a queue twice: {settings.queues}")
+    if settings.token and len(settings.token) < 16:
+        raise SettingsError("--token is shorter than 16 characters; make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`")

@@ -1,0 +1,108 @@
+"""Keeps running jobs to their limits, and the workers alive.
+
+One thread. While jobs run it looks at them a few times a second: over its timeout, a job is interrupted; still there after the
+grace, its thread is given up – the attempt is ended in the file, the thread replaced, and whatever it says later is refused.
+With nothing running it sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from miniflow import outcome
+from miniflow.attempts import Attempt, Running
+from miniflow.clock import Clock
+from miniflow.errors import JobCancelled, JobTimeout
+from miniflow.huey_consumer import JobConsumer
+from miniflow.jobs import Ending, Jobs, LogLine
+from miniflow.readahead import ReadAhead
+from miniflow.registry import Registry
+from miniflow.states import State
+from miniflow.writer import Operation
+
+log = logging.getLogger("miniflow.supervisor")
+
+TICK_BUSY_S = 0.2
+TICK_IDLE_S = 2.0
+HEALTH_EVERY_S = 10.0
+AHEAD_S = 0.05  # how much work to have claimed ahead
+
+
+class Supervisor:
+    def __init__(self, jobs: Jobs, running: Running, consumer: JobConsumer, readahead: ReadAhead, registry: Registry, clock: Clock, *, grace_ms: int, least_ahead: Callable[[], int]) -> None:
+        self._jobs, self._running, self._consumer, self._readahead, self._registry, self._clock = jobs, running, consumer, readahead, registry, clock
+        self._grace_ms, self._least_ahead = grace_ms, least_ahead
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
+        self._next_health_ms = 0
+        self._paced_done, self._paced_at_ms = 0, clock.boot_ms()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_BUSY_S if len(self._running) else TICK_IDLE_S):
+            try:
+                self.tick(self._clock.boot_ms())
+            except Exception:  # one bad look must not end the looking
+                log.exception("the supervisor stumbled")
+
+    def tick(self, boot_ms: int) -> None:
+        """One look at all running attempts."""
+        for attempt in self._running.all():
+            if attempt.abandon_at_boot_ms is not None and boot_ms >= attempt.abandon_at_boot_ms:
+                self._give_up(attempt)
+            elif attempt.deadline_boot_ms is not None and boot_ms >= attempt.deadline_boot_ms:
+                attempt.interrupt(JobTimeout("the job is over its timeout"), boot_ms + self._grace_ms)
+        self._pace(boot_ms)
+        if boot_ms >= self._next_health_ms:
+            self._next_health_ms = boot_ms + round(HEALTH_EVERY_S * 1000)
+            if not self._consumer.stop_flag.is_set():
+                self._consumer.check_worker_health()
+
+    def _pace(self, boot_ms: int) -> None:
+        """Claim ahead what the workers do in AHEAD_S: hundreds of no-ops, a handful of real jobs.
+
+        Counted in jobs a second and not by their run times: those include waiting for the GIL, and would say "slow" of the
+        fastest.
+        """
+        done, elapsed_ms = self._consumer.jobs_run(), boot_ms - self._paced_at_ms
+        rate = max(done - self._paced_done, 0) * 1000 / max(elapsed_ms, 1)
+        self._paced_done, self._paced_at_ms = done, boot_ms
+        if rate or len(self._running):
+            ahead = min(int(rate * AHEAD_S), self._readahead.target_max)
+            self._readahead.target = max(self._consumer.workers * 2, self._least_ahead(), ahead)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """The body did not hear: end the attempt without it."""
+        if not attempt.finish():
+            return
+        claimed, reason = attempt.claimed, attempt.pending
+        seconds = self._grace_ms / 1000
+        words = f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: it was abandoned and goes on in the background"
+        ending: Ending
+        if isinstance(reason, JobCancelled):
+            ending = Ending(attempt, State.CANCELLED, outcome="cancelled", error_type="JobCancelled", error=f"cancelled; {words}")
+        else:
+            spec = self._registry.find(claimed.task)
+            again = outcome.retries_left(attempt) > 0
+            ending = outcome.failure(
+                attempt,
+                outcome="timed_out",
+                error_type="JobTimeout",
+                error=f"timed out after {(claimed.timeout_ms or 0) / 1000:g} s; {words}",
+                trace=None,
+                now_ms=self._clock.now_ms(),
+                delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,
+            )
+        line = LogLine(claimed.seq, attempt.number, "WARNING", self._clock.now_ms(), f"{ending.error}; run such a job in a process to have it killed")
+        self._jobs.writer.post(Operation("log", line, keep=True))
+        self._jobs.post_end(ending)
+        self._consumer.abandon(attempt)
+        log.warning("job %s (%s): %s", claimed.id, claimed.task, ending.error)

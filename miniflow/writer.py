@@ -1,0 +1,434 @@
+"""The writer: one thread that owns the only write connection and commits in groups.
+
+Whoever has something to write posts an Operation and, if it must know, waits for it. The thread takes all operations that
+wait, runs them in one ``BEGIN IMMEDIATE … COMMIT`` and then wakes their callers: one fsync pays for many, and there is no
+SQLITE_BUSY because nobody else writes. While a commit is under way the next group gathers, so groups grow with the load.
+
+Operations of one kind are handed to their handler together, and the handler turns them into one statement. All operations of
+a group were posted by callers who wait for the same commit, so kinds may be run in a fixed order. A handler that refuses one
+operation sets its ``error``; one that raises has the whole group rolled back and tried again one operation at a time, so that
+a bad one fails alone.
+
+What must happen in memory because of a transaction is left with ``Transaction.on_commit`` and runs after it, in this thread.
+
+Errors of the disk (https://wiki.postgresql.org/wiki/Fsync_Errors): after a failed write or sync nobody can say what is on the
+disk, so nothing more is acknowledged; the process ends with code 74 and a clear line, and the restart tells. A full disk is
+different: the transaction is rolled back cleanly, submits get StoreFull, and what workers have to say is kept and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import apsw
+import msgspec
+
+from miniflow import statements
+from miniflow.clock import Clock
+from miniflow.db import WAL_LIMIT_BYTES
+from miniflow.errors import StoreClosed, StoreFull
+
+log = logging.getLogger("miniflow.writer")
+
+EXIT_DISK = 74  # EX_IOERR of sysexits.h
+GROUP_OPERATIONS_MAX = 4096
+LINGER_S = 0.005  # how long ends of jobs may wait for company while there is more work at hand, and nobody for them
+LINGER_OPERATIONS = 256
+IDLE_TICK_S = 1.0  # how often an idle writer looks at the clock while something waits for its time
+FULL_DISK_RETRY_S = 1.0
+
+to_json = msgspec.json.Encoder().encode
+
+
+def json_text(value: Any) -> str:
+    """``value`` as the JSON parameter of a set-based statement."""
+    return to_json(value).decode()
+
+
+class Operation:
+    """One wish: a kind, its argument, and afterwards its value or its error."""
+
+    __slots__ = ("argument", "error", "kind", "keep", "value", "waiter")
+
+    def __init__(self, kind: str, argument: Any, *, keep: bool = False) -> None:
+        self.kind, self.argument = kind, argument
+        self.keep = keep  # True: must reach the file; kept over a full disk instead of failing
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.waiter: Waiter | None = None
+
+
+class Waiter(Protocol):
+    """Who is told when an operation is committed or has failed."""
+
+    def done(self, operation: Operation) -> None: ...
+
+
+class ThreadWaiter:
+    """Blocks the thread that posted the operation. A bare lock: cheaper than an Event, and used once."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self, operation: Operation) -> None:
+        self._lock.release()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+
+class LoopWaiter:
+    """Wakes coroutines of one event loop: all that a group has for the loop go over in a single call."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._done: list[Operation] = []
+        self._futures: dict[int, asyncio.Future[None]] = {}
+
+    def expect(self, operation: Operation) -> asyncio.Future[None]:
+        operation.waiter = self
+        future = self._futures[id(operation)] = self._loop.create_future()
+        return future
+
+    def done(self, operation: Operation) -> None:
+        self._done.append(operation)
+
+    def flush(self) -> None:
+        if self._done:
+            batch, self._done = self._done, []
+            try:
+                self._loop.call_soon_threadsafe(self._wake, batch)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                log.debug("%d callers left before their commit", len(batch))
+
+    def _wake(self, batch: list[Operation]) -> None:
+        for operation in batch:
+            future = self._futures.pop(id(operation), None)
+            if future is not None and not future.done():  # a client that hung up has cancelled its own future
+                future.set_result(None)
+
+
+class Singly(Exception):
+    """Raised by a handler that cannot tell which of its operations is at fault: the group is rolled back and each runs alone."""
+
+
+class Transaction:
+    """One group, while it is being written: the connection, the deltas of the counters, and what to do after the commit."""
+
+    def __init__(self, connection: apsw.Connection, now_ms: int) -> None:
+        self.connection = connection
+        self.now_ms = now_ms
+        self.deltas: dict[tuple[str, str], int] = {}
+        self._after: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def run(self, sql: str, *parameters: Any) -> list[Any]:
+        """Execute one statement; its rows."""
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def change(self, sql: str, *parameters: Any) -> int:
+        """Execute one statement that answers no rows; how many it changed."""
+        self.connection.execute(sql, parameters)
+        return self.connection.changes()
+
+    def count(self, name: str, label: str, n: int = 1) -> None:
+        """Add ``n`` to a counter, in this transaction."""
+        key = (name, label)
+        self.deltas[key] = self.deltas.get(key, 0) + n
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        self._after.append(call)
+
+    def on_rollback(self, call: Callable[[], None]) -> None:
+        """Take back what was changed in memory because of this transaction."""
+        self._undo.append(call)
+
+    def committed(self) -> None:
+        for call in self._after:
+            call()
+
+    def rolled_back(self) -> None:
+        for call in reversed(self._undo):
+            call()
+
+
+Handler = Callable[[Transaction, list[Operation]], None]
+Step = Callable[[Transaction], None]
+
+
+class Writer:
+    """See the module's text. ``handle`` and ``every_group`` are called while it is put together, before ``start``."""
+
+    def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
+        self._connection, self._clock = connection, clock
+        self._handlers: dict[str, Handler] = {}
+        self._before: list[Step] = []
+        self._after: list[Step] = []
+        self._due_in: list[Callable[[], float]] = []
+        self._queue: deque[Operation] = deque()
+        self._wake = threading.Event()
+        self._idle = False
+        self._lingering = False
+        self._awaited = False  # somebody waits for an operation in the queue
+        self._closing = False
+        self.may_linger: Callable[[], bool] = lambda: False
+        self._loops: list[LoopWaiter] = []
+        self._thread = threading.Thread(target=self._run, name="miniflow-writer", daemon=True)
+        self.counters: dict[str, dict[str, int]] = {}  # name -> label -> n, as of the last commit
+        for name, label, n in connection.execute(statements.ALL_COUNTERS).fetchall():
+            self.counters.setdefault(name, {})[label] = n
+        self.groups = 0
+        self.operations = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "idle" if self._idle else "busy"
+        return f"<Writer {state} [{len(self._queue)} waiting | {self.groups} groups, {self.operations} operations]>"
+
+    # ------------------------------------------------------------------------------------------------ putting together
+
+    def handle(self, kind: str, handler: Handler) -> None:
+        """Operations of ``kind`` go to ``handler``, all of a group at once. Kinds run in the order of these calls."""
+        self._handlers[kind] = handler
+
+    def every_group(self, step: Step, *, before: bool = False, due_in_s: Callable[[], float] | None = None) -> None:
+        """Run ``step`` in each group, after (or before) its operations. ``due_in_s()`` seconds from now a group is due for it
+        even if nothing is posted: 0 is now, infinity never."""
+        (self._before if before else self._after).append(step)
+        if due_in_s is not None:
+            self._due_in.append(due_in_s)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        return self._thread.is_alive()
+
+    def run_now(self, step: Step) -> None:
+        """Run ``step`` as a transaction of its own in the calling thread. Before ``start`` only."""
+        assert not self._thread.is_alive()
+        transaction = Transaction(self._connection, self._clock.now_ms())
+        with self._connection:
+            step(transaction)
+            self._add_to_counters(transaction)
+        self._committed(transaction)
+
+    def counter(self, name: str, label: str) -> int:
+        """One counter as of the last commit."""
+        return self.counters.get(name, {}).get(label, 0)
+
+    def total(self, name: str) -> int:
+        """The sum of a counter over its labels, as of the last commit."""
+        return sum(self.counters.get(name, {}).values())
+
+    # ---------------------------------------------------------------------------------------------------------- posting
+
+    def post(self, operation: Operation) -> None:
+        """Hand an operation over without waiting. StoreClosed after ``close``."""
+        if self._closing:
+            raise StoreClosed("the store is closed")
+        if operation.waiter is not None:
+            self._awaited = True
+        self._queue.append(operation)
+        if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
+            self._wake.set()
+
+    def nudge(self, *, now: bool = True) -> None:
+        """Something outside the queue of operations wants a group: now, or with the next one if that is close."""
+        if self._idle or (now and self._lingering):
+            self._wake.set()
+
+    def call(self, kind: str, argument: Any) -> Any:
+        """Post an operation and block until it is committed; its value. Raises what it was refused with."""
+        operation = Operation(kind, argument)
+        waiter = ThreadWaiter()
+        operation.waiter = waiter
+        self.post(operation)
+        waiter.wait()
+        if operation.error is not None:
+            raise operation.error
+        return operation.value
+
+    def loop_waiter(self, loop: asyncio.AbstractEventLoop) -> LoopWaiter:
+        """The waiter for coroutines of ``loop``; one for each loop."""
+        waiter = LoopWaiter(loop)
+        self._loops.append(waiter)
+        return waiter
+
+    async def call_async(self, waiter: LoopWaiter, kind: str, argument: Any) -> Any:
+        """As ``call``, for coroutines. Being cancelled ends the waiting, never the write."""
+        operation = Operation(kind, argument)
+        future = waiter.expect(operation)
+        self.post(operation)
+        await future
+        if operation.error is not None:
+            raise operation.error
+        return operation.value
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what was posted, checkpoint, and end the thread."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # ---------------------------------------------------------------------------------------------------------- the loop
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._group()
+            self._checkpoint("TRUNCATE")
+        except BaseException as exc:  # without its writer the process can promise nothing
+            _die(f"the writer failed: {type(exc).__name__}: {exc}", exc)
+
+    def _wait(self) -> bool:
+        """Block until a group is due; False when closing and all is written."""
+        while not self._queue and self._next_due_s() > 0:
+            if self._closing:
+                return False
+            self._wake.clear()
+            self._idle = True
+            # Looked at again after _idle is set: a poster that saw it unset has appended before.
+            pause_s = 0 if self._queue or self._closing else min(self._next_due_s(), IDLE_TICK_S)
+            if pause_s > 0 and not self._wake.wait(pause_s) and pause_s == IDLE_TICK_S and self._wal_bytes() > 0:
+                self._checkpoint("TRUNCATE")
+            self._idle = False
+        if self._queue and not self._awaited and not self._closing and self.may_linger():
+            self._linger()
+        return True
+
+    def _linger(self) -> None:
+        """Nobody waits for what is in the queue: let it grow. A commit of twenty rows costs nearly that of two hundred."""
+        self._wake.clear()
+        self._lingering = True
+        if not self._awaited and len(self._queue) < LINGER_OPERATIONS:
+            self._wake.wait(LINGER_S)
+        self._lingering = False
+
+    def _next_due_s(self) -> float:
+        return min((due() for due in self._due_in), default=math.inf)
+
+    def _group(self) -> None:
+        batch: list[Operation] = []
+        self._awaited = False  # before the queue is emptied: one that comes in between is only waited for less patiently
+        while self._queue and len(batch) < GROUP_OPERATIONS_MAX:
+            batch.append(self._queue.popleft())
+        self._write(batch)
+        self.groups += 1
+        self.operations += len(batch)
+        for loop in self._loops:
+            loop.flush()
+
+    def _write(self, batch: list[Operation]) -> None:
+        transaction = Transaction(self._connection, self._clock.now_ms())
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._fill(transaction, batch)
+            self._connection.execute("COMMIT")
+        except apsw.FullError:
+            self._roll_back(transaction)
+            self._disk_is_full(batch)
+            return
+        except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as exc:
+            _die(f"the database cannot be written any more: {type(exc).__name__}: {exc}", exc)
+        except Exception as exc:  # a handler's fault: find the operation that it chokes on
+            self._roll_back(transaction)
+            if len(batch) > 1:
+                log.log(logging.DEBUG if isinstance(exc, Singly) else logging.WARNING, "group of %d rolled back (%s: %s): trying one by one", len(batch), type(exc).__name__, exc)
+                for operation in batch:
+                    operation.value = operation.error = None
+                    self._write([operation])
+                return
+            if not batch:  # a step of every group failed by itself: it would fail again for ever
+                raise
+            log.error("operation %s failed", batch[0].kind, exc_info=exc)
+            batch[0].error = exc
+            self._tell(batch)
+            return
+        self._committed(transaction)
+        self._tell(batch)
+
+    def _committed(self, transaction: Transaction) -> None:
+        for (name, label), n in transaction.deltas.items():
+            labels = self.counters.setdefault(name, {})
+            labels[label] = labels.get(label, 0) + n
+        transaction.committed()
+
+    def _fill(self, transaction: Transaction, batch: list[Operation]) -> None:
+        for step in self._before:
+            step(transaction)
+        if batch:
+            by_kind: dict[str, list[Operation]] = {}
+            for operation in batch:
+                by_kind.setdefault(operation.kind, []).append(operation)
+            for kind, handler in self._handlers.items():
+                if kind in by_kind:
+                    handler(transaction, by_kind[kind])
+        for step in self._after:
+            step(transaction)
+        self._add_to_counters(transaction)
+
+    @staticmethod
+    def _add_to_counters(transaction: Transaction) -> None:
+        rows = [(name, label, n) for (name, label), n in transaction.deltas.items() if n]
+        if rows:
+            transaction.run(statements.ADD_TO_COUNTERS, json_text(rows))
+
+    def _roll_back(self, transaction: Transaction) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        transaction.rolled_back()
+
+    def _disk_is_full(self, batch: list[Operation]) -> None:
+        kept = [operation for operation in batch if operation.keep]
+        refused = [operation for operation in batch if not operation.keep]
+        log.error("the disk is full: %d operations refused, %d kept for later", len(refused), len(kept))
+        for operation in refused:
+            operation.error = StoreFull("the disk is full; nothing accepted is lost, free some space and try again")
+        self._tell(refused)
+        self._queue.extendleft(reversed(kept))
+        self._wake.clear()
+        self._wake.wait(FULL_DISK_RETRY_S)
+
+    @staticmethod
+    def _tell(batch: Iterable[Operation]) -> None:
+        for operation in batch:
+            if operation.waiter is not None:
+                operation.waiter.done(operation)
+
+    # ----------------------------------------------------------------------------------------------------- the WAL's size
+
+    def _wal_bytes(self) -> int:
+        try:
+            return os.stat(self._connection.filename_wal).st_size
+        except OSError:
+            return 0
+
+    def _checkpoint(self, mode: str) -> None:
+        # Done here, between commits: a checkpointer beside the writer never catches up with it.
+        try:
+            self._connection.wal_checkpoint(mode=getattr(apsw, f"SQLITE_CHECKPOINT_{mode}"))
+        except apsw.BusyError:  # a reader in another process: next time
+            if self._wal_bytes() > WAL_LIMIT_BYTES:
+                log.warning("the WAL has %d bytes and a reader of another process keeps it from being reset", self._wal_bytes())
+        except apsw.IOError as exc:
+            _die(f"the database cannot be checkpointed: {exc}", exc)
+
+
+def _die(line: str, cause: BaseException) -> None:
+    """End the process at once: what was acknowledged is on the disk, and nothing more may be."""
+    log.critical(line, exc_info=cause)
+    print(f"miniflow: {line}", file=sys.stderr, flush=True)
+    os._exit(EXIT_DISK)
