@@ -8,6 +8,7 @@ with. ``offset_ms`` is their difference; it changes when somebody sets the clock
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import time
 from pathlib import Path
 from typing import Protocol
@@ -56,8 +57,12 @@ def rfc3339(ms: int | None) -> str | None:
     """Milliseconds since the epoch as ``2026-01-31T12:00:00.123Z``; None stays None."""
     if ms is None:
         return None
-    second, milli = divmod(ms, 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{milli:03d}Z"
+    return f"{_to_the_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@functools.lru_cache(maxsize=4096)  # thousands of submits share their second, and strftime costs more than all the rest
+def _to_the_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def to_ms(when: dt.datetime) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from miniflow.supervisor import Supervisor
 from miniflow.writer import Writer
 
 log = logging.getLogger("miniflow")
+
+STOP_TICK_S = 0.02
 
 
 class Recovered(NamedTuple):
@@ -120,11 +123,12 @@ class Engine:
         self.consumer.stop_taking()
         self.writer.call("verb", self.jobs.give_back_all)
 
-    def wait_for_running(self, grace_s: float) -> bool:
-        """Give running jobs until then to end; True if all have."""
+    def wait_for_running(self, grace_s: float, hurry: threading.Event | None = None) -> bool:
+        """Give running jobs so long to end, or until ``hurry``; True if all have."""
+        hurry = hurry or threading.Event()
         deadline = self.clock.boot_ms() + round(grace_s * 1000)
-        self.consumer.join(deadline, self.clock)
-        self.async_lane.join(max(deadline - self.clock.boot_ms(), 0) / 1000)
+        while len(self.running) and self.clock.boot_ms() < deadline and not hurry.wait(STOP_TICK_S):
+            pass
         return not len(self.running)
 
     def close(self) -> int:

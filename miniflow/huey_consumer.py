@@ -15,7 +15,6 @@ from typing import Any
 from huey.consumer import Consumer, Scheduler, Worker
 
 from miniflow.attempts import Attempt, Claimed
-from miniflow.clock import Clock
 from miniflow.huey_adapter import JobsHuey
 from miniflow.readahead import ReadAhead
 
@@ -65,7 +64,7 @@ class MinuteScheduler(Scheduler):
 
 
 class JobConsumer(Consumer):
-    """``start``, ``stop_taking``, ``join``; never ``run``, which would take the signals and the process."""
+    """``start`` and ``stop_taking``; never ``run``, which would take the signals and the process."""
 
     worker_class = JobWorker
     scheduler_class = MinuteScheduler
@@ -138,9 +137,3 @@ class JobConsumer(Consumer):
         """Begin no further job; workers end with the one they have."""
         self.stop_flag.set()
         self._readahead.wake_all()
-
-    def join(self, deadline_boot_ms: int, clock: Clock) -> bool:
-        """Wait for the workers until ``deadline_boot_ms``; True if all have ended."""
-        for _, worker_thread in self.worker_threads:
-            worker_thread.join(max(deadline_boot_ms - clock.boot_ms(), 0) / 1000)
-        return not any(worker_thread.is_alive() for _, worker_thread in self.worker_threads)

@@ -114,9 +114,9 @@ class Jobs:
 
         writer.every_group(self._begin, before=True)
         writer.handle("insert", self._insert)
-        writer.handle("end", self._end)
         writer.handle("log", self._write_logs)
-        writer.handle("progress", self._write_progress)
+        writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
+        writer.handle("end", self._end)
         writer.handle("verb", self._verbs)
         writer.every_group(self._watch_clock)
         writer.every_group(self._promote, due_in_s=lambda: (self._next_due_ms - self._clock.now_ms()) / 1000)

@@ -56,7 +56,7 @@ def json_text(value: Any) -> str:
 class Operation:
     """One wish: a kind, its argument, and afterwards its value or its error."""
 
-    __slots__ = ("argument", "error", "kind", "keep", "value", "waiter")
+    __slots__ = ("argument", "error", "future", "keep", "kind", "value", "waiter")
 
     def __init__(self, kind: str, argument: Any, *, keep: bool = False) -> None:
         self.kind, self.argument = kind, argument
@@ -64,6 +64,7 @@ class Operation:
         self.value: Any = None
         self.error: BaseException | None = None
         self.waiter: Waiter | None = None
+        self.future: asyncio.Future[None] | None = None  # LoopWaiter's
 
 
 class Waiter(Protocol):
@@ -89,17 +90,34 @@ class ThreadWaiter:
 
 
 class LoopWaiter:
-    """Wakes coroutines of one event loop: all that a group has for the loop go over in a single call."""
+    """Takes operations from coroutines of one event loop, and wakes them when they are committed.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    Both ways in bulk: what one turn of the loop posts goes to the writer together at its end, and all that a commit has for
+    the loop comes back in a single call. A writer that is woken in the middle of a turn only fights it for the GIL.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer) -> None:
+        self._loop, self._writer = loop, writer
+        self._posted: list[Operation] = []
         self._done: list[Operation] = []
-        self._futures: dict[int, asyncio.Future[None]] = {}
 
-    def expect(self, operation: Operation) -> asyncio.Future[None]:
+    def post(self, operation: Operation) -> asyncio.Future[None]:
+        """Hand an operation to the writer at the end of this turn. The future is done when it is committed or refused."""
         operation.waiter = self
-        future = self._futures[id(operation)] = self._loop.create_future()
+        operation.future = future = self._loop.create_future()
+        if not self._posted:
+            self._loop.call_soon(self._hand_over)
+        self._posted.append(operation)
         return future
+
+    def _hand_over(self) -> None:
+        batch, self._posted = self._posted, []
+        try:
+            self._writer.post(*batch)
+        except StoreClosed as exc:
+            for operation in batch:
+                operation.error = exc
+            self._wake(batch)
 
     def done(self, operation: Operation) -> None:
         self._done.append(operation)
@@ -112,9 +130,10 @@ class LoopWaiter:
             except RuntimeError:  # the loop is closed: nobody waits any more
                 log.debug("%d callers left before their commit", len(batch))
 
-    def _wake(self, batch: list[Operation]) -> None:
+    @staticmethod
+    def _wake(batch: list[Operation]) -> None:
         for operation in batch:
-            future = self._futures.pop(id(operation), None)
+            future = operation.future
             if future is not None and not future.done():  # a client that hung up has cancelled its own future
                 future.set_result(None)
 
@@ -234,13 +253,13 @@ class Writer:
 
     # ---------------------------------------------------------------------------------------------------------- posting
 
-    def post(self, operation: Operation) -> None:
-        """Hand an operation over without waiting. StoreClosed after ``close``."""
+    def post(self, *operations: Operation) -> None:
+        """Hand operations over without waiting. StoreClosed after ``close``."""
         if self._closing:
             raise StoreClosed("the store is closed")
-        if operation.waiter is not None:
+        if operations[0].waiter is not None:
             self._awaited = True
-        self._queue.append(operation)
+        self._queue.extend(operations)
         if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
             self._wake.set()
 
@@ -262,16 +281,14 @@ class Writer:
 
     def loop_waiter(self, loop: asyncio.AbstractEventLoop) -> LoopWaiter:
         """The waiter for coroutines of ``loop``; one for each loop."""
-        waiter = LoopWaiter(loop)
+        waiter = LoopWaiter(loop, self)
         self._loops.append(waiter)
         return waiter
 
     async def call_async(self, waiter: LoopWaiter, kind: str, argument: Any) -> Any:
         """As ``call``, for coroutines. Being cancelled ends the waiting, never the write."""
         operation = Operation(kind, argument)
-        future = waiter.expect(operation)
-        self.post(operation)
-        await future
+        await waiter.post(operation)
         if operation.error is not None:
             raise operation.error
         return operation.value

@@ -50,18 +50,6 @@ class AsyncLane:
         """No further job is begun; those under way go on."""
         self._taking = False
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the coroutines under way; True if all have ended."""
-        if not self._thread.is_alive():
-            return True
-
-        async def wait() -> None:
-            if self._tasks:
-                await asyncio.wait(list(self._tasks), timeout=timeout_s)
-
-        asyncio.run_coroutine_threadsafe(wait(), self._loop).result()
-        return not self._tasks
-
     def close(self, timeout_s: float = 1.0) -> None:
         """End the loop, cancelling what still runs on it."""
         self._taking = False

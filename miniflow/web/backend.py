@@ -1,0 +1,38 @@
+"""What the HTTP side is given of the running system, and the two things that every route does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from miniflow.clock import Clock
+from miniflow.intake import Intake
+from miniflow.jobs import Accepted, Jobs, NewJob
+from miniflow.notices import Notices
+from miniflow.queries import Queries
+from miniflow.registry import Registry
+from miniflow.settings import Settings
+from miniflow.writer import LoopWaiter, Transaction, Writer
+
+
+@dataclass(kw_only=True, slots=True)
+class Backend:
+    settings: Settings
+    clock: Clock
+    registry: Registry
+    intake: Intake
+    jobs: Jobs
+    notices: Notices
+    queries: Queries
+    writer: Writer
+    waiter: LoopWaiter
+
+    async def insert(self, jobs: list[NewJob]) -> list[Accepted]:
+        """Commit these jobs, all or none. Raises what they were refused with."""
+        accepted: list[Accepted] = await self.writer.call_async(self.waiter, "insert", jobs)
+        return accepted
+
+    async def verb(self, verb: Callable[[Transaction], Any]) -> Any:
+        """Run one verb of ``Jobs`` in a transaction; its answer, or its refusal raised."""
+        return await self.writer.call_async(self.waiter, "verb", verb)

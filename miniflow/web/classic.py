@@ -1,0 +1,266 @@
+"""The routes of the systems that MiniFlow grew out of, thin: their paths, their keys, their names of states.
+
+``/submit /status /result /logs`` (a mini workflow engine), ``/submit-job /job-status`` (an RQ service) and ``/create-jobs/`` (a
+BaseJob service). They act on the same jobs as the canonical API; what they answer beyond their keys is extra.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import Parameter
+
+from miniflow.clock import rfc3339
+from miniflow.errors import InvalidRequest, NotFound, UnknownTask
+from miniflow.intake import EMPTY, Submission
+from miniflow.queries import Job, is_terminal
+from miniflow.retry import RetryPolicy
+from miniflow.states import State
+from miniflow.web.api import find_job, respond, retry_after
+from miniflow.web.backend import Backend
+from miniflow.web.problems import decode_error, log
+
+AnyRequest = Request[Any, Any, Any]
+
+STATUS = {State.RUNNING: "started", State.COMPLETED: "finished", State.DEAD_LETTER: "failed", State.CANCELLED: "failed", State.EXPIRED: "failed"}
+JOB_STATUS = {
+    State.PENDING: "deferred",
+    State.SCHEDULED: "scheduled",
+    State.QUEUED: "queued",
+    State.RUNNING: "started",
+    State.RETRYING: "scheduled",
+    State.COMPLETED: "finished",
+    State.DEAD_LETTER: "failed",
+    State.CANCELLED: "canceled",
+    State.EXPIRED: "failed",
+}
+RQ_PREFIX = "JOB-"
+
+
+class Submit(msgspec.Struct, kw_only=True):
+    """What ``/submit`` takes."""
+
+    task: str = "example_task"
+    payload: msgspec.Raw
+    max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    queue: str | None = None
+    idempotency_key: str | None = None
+
+
+class RqRetry(msgspec.Struct):
+    max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    interval: Annotated[list[Annotated[float, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)] | float = 0
+
+
+class SubmitJob(msgspec.Struct, kw_only=True):
+    """What ``/submit-job`` takes."""
+
+    task: str
+    payload: msgspec.Raw = EMPTY
+    retry: RqRetry | None = None
+    ttl: float | None = None
+    result_ttl: float | None = None
+    failure_ttl: float | None = None
+    queue: str | None = None
+    request_id: str | None = None
+
+
+def _decode(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as exc:
+        raise decode_error(exc) from None
+
+
+def _request_id(request: AnyRequest) -> str | None:
+    value = request.scope.get("miniflow_request_id")
+    return value if isinstance(value, str) else None
+
+
+# ------------------------------------------------------------------------------------------ /submit, /status, /result, /logs
+
+
+@post("/submit", status_code=200, summary="Submit a job (classic)")
+async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    wanted: Submit = _decode(await request.body(), Submit)
+    _must_be_object(wanted.payload)
+    if wanted.task not in backend.registry:
+        return respond({"detail": "Unknown task"}, 400)
+    submission = Submission(
+        task=wanted.task, payload=wanted.payload, max_retries=wanted.max_retries, queue=wanted.queue, idempotency_key=wanted.idempotency_key or _key(request)
+    )
+    ((job_id, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))])
+    log_api.info("Enqueued job_id=%s task=%s", job_id, wanted.task)
+    return respond({"job_id": job_id})
+
+
+@get("/status/{job_id:str}", summary="The status of a job (classic)")
+async def status(job_id: str, backend: Backend) -> Response[bytes]:
+    job = _find(backend, job_id)
+    return respond({"job_id": job.id, "status": STATUS.get(State(job.status), "queued"), "progress": job.progress, "updated_at": job.updated_at})
+
+
+@get("/result/{job_id:str}", summary="The result of a job (classic)")
+async def result(job_id: str, backend: Backend, wait: Annotated[float | None, Parameter(ge=0, le=60)] = None) -> Response[bytes]:
+    _find(backend, job_id)
+    job = await find_job(backend, job_id, wait)
+    if job.status == State.COMPLETED:
+        return respond({"job_id": job.id, "result": job.result})
+    if is_terminal(job):
+        return respond({"detail": "Result not available: the job failed", "status": "failed", "error": job.last_error}, 404)
+    return respond({"detail": "Result not available yet", "status": STATUS.get(State(job.status), "queued")}, 404, retry_after(backend, job))
+
+
+@get(["/logs/{job_id:str}", "/api/v1/logs/{job_id:str}"], summary="The log of a job (classic)")
+async def logs(
+    request: AnyRequest,
+    job_id: str,
+    backend: Backend,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    after_id: Annotated[int, Parameter(ge=0)] = 0,
+    level: str | None = None,
+) -> Response[bytes]:
+    _find(backend, job_id)
+    lines = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
+    if request.scope["path"].startswith("/api/"):
+        text = "".join(f"{line.ts} {line.level} {line.message}\n" for line in lines)
+        return Response(text.encode(), media_type="text/plain; charset=utf-8", headers={"content-disposition": f"inline; filename={job_id}.log"})
+    return respond({"job_id": job_id, "logs": lines, "next_after_id": lines[-1].id if lines else after_id})
+
+
+# ------------------------------------------------------------------------------------------------- /submit-job, /job-status
+
+
+@post("/submit-job", status_code=200, summary="Submit a job (classic, RQ)")
+async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    wanted: SubmitJob = _decode(await request.body(), SubmitJob)
+    _must_be_object(wanted.payload)
+    if wanted.task not in backend.registry:
+        return respond({"detail": f"Unknown task: {wanted.task}"}, 400)
+    now_ms = backend.clock.now_ms()
+    submission = Submission(
+        task=wanted.task,
+        payload=wanted.payload,
+        queue=wanted.queue,
+        ttl=wanted.ttl,
+        result_ttl=wanted.result_ttl,
+        failure_ttl=wanted.failure_ttl,
+        max_retries=wanted.retry.max if wanted.retry else 0,
+        retry=_intervals(wanted.retry),
+        tags=["api", "v1"],
+        idempotency_key=wanted.request_id or _key(request),
+    )
+    job_id = f"{RQ_PREFIX}{uuid.uuid4()}"
+    ((accepted, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)])
+    job = backend.queries.job(accepted)
+    submitted_at = job.created_at if accepted != job_id else rfc3339(now_ms)
+    return respond({"job_id": accepted, "status": JOB_STATUS[State(job.status)], "submitted_at": submitted_at})
+
+
+@get("/job-status/{job_id:str}", summary="The status of a job (classic, RQ and BaseJob)")
+async def job_status(job_id: str, backend: Backend) -> Response[bytes]:
+    job = _find(backend, job_id)
+    state = State(job.status)
+    failed = state in (State.DEAD_LETTER, State.CANCELLED, State.EXPIRED)
+    shown = JOB_STATUS[state]
+    if state is State.COMPLETED and not job.id.startswith(RQ_PREFIX):
+        shown = "completed"
+    body = {
+        "job_id": job.id,
+        "id": job.id,
+        "status": shown,
+        "meta": {"job_id": job.id, "submitted_at": job.created_at, "payload": job.payload, "task_name": job.task, "tags": _or_none(job.tags) or []},
+        "enqueued_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.completed_at,
+        "result": _or_none(job.result),
+        "exc_info": (backend.queries.traceback(job.id) or job.last_error) if failed else None,
+        "error": job.last_error if failed else None,
+        "progress": _or_none(job.progress),
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+    }
+    return respond(body)
+
+
+# -------------------------------------------------------------------------------------------------------------- /create-jobs/
+
+DEMO: tuple[tuple[str, bytes], ...] = (
+    ("TruncateTable", b'{"schema": "public", "table_name": "users"}'),
+    ("PopulateRecords", b'{"sql_path": "users.sql"}'),
+    ("DataAggregation", b"{}"),
+    ("DropTable", b"{}"),
+    ("Fibonacci", b'{"n": 10}'),
+    ("SlowQuery", b'{"duration": 10}'),
+    ("FailedJob", b"{}"),
+)
+
+
+@post("/create-jobs", status_code=200, summary="Create the demo jobs, or one BaseJob (classic)")
+async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    """Without a body: the demo set, as far as its tasks are there. With one: ``{"job": NAME, "queue": …, the job's fields…}``."""
+    body = await request.body()
+    if body.strip():
+        wanted: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
+        if "job" not in wanted:
+            raise InvalidRequest("job", "is missing; it names the job's class")
+        name = _decode(bytes(wanted.pop("job")), str)
+        queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None)  # type: ignore[arg-type]
+        submissions = [Submission(task=name, payload=msgspec.Raw(msgspec.json.encode(wanted)), queue=queue)]
+    else:
+        submissions = [Submission(task=name, payload=msgspec.Raw(payload)) for name, payload in DEMO if name in backend.registry]
+        if not submissions:
+            raise InvalidRequest("job", "none of the demo jobs is registered; `miniflow init` writes them, or name a job of yours")
+    try:
+        jobs = [backend.intake.job(submission, request_id=_request_id(request)) for submission in submissions]
+    except UnknownTask as exc:
+        return respond({"detail": str(exc)}, 400)
+    accepted = await backend.insert(jobs)
+    created = [{"job_id": one.id, "job": job.task} for one, job in zip(accepted, jobs, strict=True)]
+    return respond({"job_id": created[0]["job_id"], "status": "enqueued", "jobs": created})
+
+
+# ------------------------------------------------------------------------------------------------------------------- shared
+
+
+def _find(backend: Backend, job_id: str) -> Job:
+    try:
+        return backend.queries.job(job_id)
+    except NotFound:
+        raise _ClassicNotFound("job", job_id) from None
+
+
+class _ClassicNotFound(NotFound):
+    """With the words of the seeds."""
+
+    def __str__(self) -> str:
+        return "Job not found"
+
+
+def _must_be_object(payload: msgspec.Raw) -> None:
+    if not bytes(payload).lstrip().startswith(b"{"):
+        raise InvalidRequest("payload", "expected an object")
+
+
+def _key(request: AnyRequest) -> str | None:
+    return request.headers.get("idempotency-key")
+
+
+def _intervals(retry: RqRetry | None) -> RetryPolicy | None:
+    if retry is None:
+        return None
+    waits = retry.interval if isinstance(retry.interval, list) else [retry.interval]
+    return RetryPolicy(intervals=waits)
+
+
+def _or_none(value: Any) -> Any:
+    return None if value is msgspec.UNSET else value
+
+
+log_api = log.getChild("api")
+log_api.name = "api"
+
+ROUTES = [submit, status, result, logs, submit_job, job_status, create_jobs]

@@ -1,0 +1,174 @@
+"""The outermost ASGI application: who may come in, and the fast way for the commonest request.
+
+Every request passes: the Host it is addressed to (a web page that rebinds its name to 127.0.0.1 is turned away), its Origin if
+it changes anything (another site's page cannot submit jobs), its token if one is set; the request id is taken or made.
+
+A plain ``POST /api/v1/jobs`` is answered here, without Litestar's routing: at tens of thousands of submits a second that is most
+of the cost. Whatever is not plain – a field that is wrong, a limit, a repeated key – goes to the typed route of the same path
+with its body read already, and is answered there in full.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from miniflow.errors import MiniFlowError, TooLarge
+from miniflow.ids import uuid7
+from miniflow.intake import decode_submission
+from miniflow.queries import job_of_new
+from miniflow.web.backend import Backend
+from miniflow.web.problems import PROBLEM, Problem, problem_of
+from miniflow.writer import Operation
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+REQUEST_ID_CHARS_MAX = 128
+
+encode = msgspec.json.Encoder().encode
+Headers = dict[bytes, bytes]
+
+
+class Door:
+    def __init__(self, backend: Backend, site: ASGIApp) -> None:
+        self._backend, self._site = backend, site
+        settings = backend.settings
+        names = [settings.host, *settings.allowed_hosts.split(",")]
+        self._hosts = frozenset(name.strip().lower() for name in (*LOOPBACK, *names) if name.strip())
+        self._any_host = settings.insecure or bool(settings.token)  # there the token, or the user's word, is the guard
+        self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
+        self._known_hosts: set[bytes] = set()  # Host headers that were found good
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._site(scope, receive, send)
+            return
+        headers: Headers = dict(scope["headers"])
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _respond(send, refusal.status, PROBLEM, encode(refusal), ())
+            return
+        if scope["method"] == "POST" and scope["path"] == "/api/v1/jobs":
+            await self._submit(scope, receive, send, headers)
+            return
+        await self._in_full(scope, receive, send, headers)
+
+    # ----------------------------------------------------------------------------------------------------- who may come in
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
+        host = headers.get(b"host", b"")
+        if host not in self._known_hosts and not self._good_host(host):
+            return _problem(421, "wrong_host", f"this server is not {host.decode('latin-1')!r}; if it is, name it in allowed_hosts")
+        origin = headers.get(b"origin")
+        if origin is not None and scope["method"] not in SAFE_METHODS and urlsplit(origin).netloc != host:
+            return _problem(403, "cross_site", "a page of another site may not do this")
+        if self._authorization is not None and not self._has_token(scope, headers):
+            return _problem(401, "no_token", "give the server's token: Authorization: Bearer …")
+        return None
+
+    def _good_host(self, host: bytes) -> bool:
+        name = host.decode("latin-1").lower()
+        name = name[1 : name.find("]")] if name.startswith("[") else name.rsplit(":", 1)[0]
+        good = self._any_host or name in self._hosts
+        if good and len(self._known_hosts) < 100:
+            self._known_hosts.add(host)
+        return good
+
+    def _has_token(self, scope: Scope, headers: Headers) -> bool:
+        if scope["path"] in ("/health", "/ready"):
+            return True
+        return hmac.compare_digest(headers.get(b"authorization", b""), self._authorization or b"")
+
+    # -------------------------------------------------------------------------------------------------------- the fast way
+
+    async def _submit(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        backend = self._backend
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body = message["body"]
+        if message.get("more_body") or b"idempotency-key" in headers or len(body) > backend.settings.max_payload_bytes:
+            await self._in_full(scope, replayed(message, receive), send, headers)
+            return
+        request_id = _request_id(headers)
+        try:
+            new = backend.intake.job(decode_submission(body), request_id=request_id)
+        except (msgspec.DecodeError, UnicodeDecodeError, MiniFlowError):
+            new = None
+        if new is None or new.key is not None:
+            await self._in_full(scope, replayed(message, receive), send, headers)
+            return
+        operation = Operation("insert", [new])
+        await backend.waiter.post(operation)
+        extra = ((b"location", b"/api/v1/jobs/" + new.id.encode()), (b"x-request-id", (request_id or new.id).encode()))
+        if operation.error is not None:
+            problem, problem_headers = problem_of(
+                operation.error if isinstance(operation.error, Exception) else RuntimeError(str(operation.error)), request_id or new.id
+            )
+            more = tuple((name.encode(), value.encode()) for name, value in problem_headers.items())
+            await _respond(send, problem.status, PROBLEM, encode(problem), (extra[1], *more))
+            return
+        await _respond(send, 201, "application/json", encode(job_of_new(new, backend.clock.now_ms())), extra)
+
+    async def _in_full(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """Through Litestar's routes, with a request id and a limit on the body."""
+        request_id = _request_id(headers) or uuid7()
+        scope["miniflow_request_id"] = request_id  # type: ignore[typeddict-unknown-key]
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._site(scope, limited(receive, self._backend.settings.max_body_bytes), send_with_id)
+
+
+def replayed(first: Message, receive: Receive) -> Receive:
+    """``receive`` with its first message given back."""
+    pending: list[Message] = [first]
+
+    async def again() -> Any:
+        return pending.pop() if pending else await receive()
+
+    return again
+
+
+def limited(receive: Receive, limit: int) -> Receive:
+    """``receive`` that raises TooLarge once the body is over ``limit`` bytes, however it is chunked."""
+    seen = 0
+
+    async def counted() -> Any:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message["body"])
+            if seen > limit:
+                raise TooLarge("the body", seen, "max_body_bytes", limit)
+        return message
+
+    return counted
+
+
+def _request_id(headers: Headers) -> str | None:
+    """The caller's id for this request, if it is one that can be stored and shown."""
+    given = headers.get(b"x-request-id")
+    if given is None or len(given) > REQUEST_ID_CHARS_MAX:
+        return None
+    text = given.decode("latin-1")
+    return text if text.isascii() and text.isprintable() and text.strip() else None
+
+
+def _problem(status: int, code: str, detail: str) -> Problem:
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
+
+
+async def _respond(send: Callable[[Any], Any], status: int, media_type: str, body: bytes, extra: tuple[tuple[bytes, bytes], ...]) -> None:
+    headers = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body)), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,110 @@
+"""Errors as HTTP: one table from the class of an error to its status, one shape of body (RFC 9457, problem details).
+
+``code`` is a stable word for programs, ``detail`` a sentence for people; ``field`` names the part of the request that is wrong.
+The classic routes answer ``{"detail": …}`` alone, as their seeds do.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+
+from miniflow import errors
+
+log = logging.getLogger("miniflow.http")
+
+PROBLEM = "application/problem+json"
+
+STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (errors.NotFound, 404, "not_found"),
+    (errors.UnknownTask, 422, "unknown_task"),
+    (errors.TooManyQueues, 422, "too_many_queues"),
+    (errors.InvalidRequest, 422, "invalid_request"),
+    (errors.TooLarge, 413, "too_large"),
+    (errors.TransitionRefused, 409, "transition_refused"),
+    (errors.IdempotencyConflict, 409, "idempotency_conflict"),
+    (errors.QueueFull, 429, "queue_full"),
+    (errors.ShuttingDown, 503, "shutting_down"),
+    (errors.StoreFull, 507, "disk_full"),
+    (errors.StoreClosed, 503, "shutting_down"),
+)
+
+
+class BadJson(errors.InvalidRequest):
+    """The body is no JSON at all."""
+
+
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why a request was not done (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    request_id: str | None = None
+
+
+def problem_of(exc: Exception, request_id: str | None = None) -> tuple[Problem, dict[str, str]]:
+    """The problem and its headers. What nobody foresaw is a 500 without its inner details, which go to the log."""
+    headers: dict[str, str] = {}
+    status, code = _status(exc)
+    detail = str(exc)
+    if isinstance(exc, HTTPException):
+        detail = exc.detail
+        headers.update(exc.headers or {})
+    elif status == 500:
+        log.error("request %s failed", request_id, exc_info=exc)
+        detail = "something went wrong inside the server; its log has the details under this request_id"
+    retry_after = getattr(exc, "retry_after_s", None)
+    if retry_after is not None:
+        headers["retry-after"] = str(retry_after)
+    field = getattr(exc, "field", None) or None
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, field=field, request_id=request_id), headers
+
+
+def _status(exc: Exception) -> tuple[int, str]:
+    if isinstance(exc, BadJson):
+        return 400, "bad_json"
+    for kind, status, code in STATUS:
+        if isinstance(exc, kind):
+            return status, code
+    if isinstance(exc, NotFoundException):
+        return 404, "no_such_route"
+    if isinstance(exc, MethodNotAllowedException):
+        return 405, "method_not_allowed"
+    if isinstance(exc, HTTPException):
+        return exc.status_code, "bad_request" if exc.status_code < 500 else "server_error"
+    return 500, "server_error"
+
+
+def answer(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
+    """Litestar's exception handler: problem details, or the classic shape for the classic routes."""
+    request_id = request.scope.get("miniflow_request_id")
+    problem, headers = problem_of(exc, request_id if isinstance(request_id, str) else None)
+    if request.scope["path"].startswith("/api/"):
+        return Response(msgspec.json.encode(problem), status_code=problem.status, headers=headers, media_type=PROBLEM)
+    body = {"detail": problem.detail, **({"field": problem.field} if problem.field else {})}
+    return Response(msgspec.json.encode(body), status_code=problem.status, headers=headers, media_type=MediaType.JSON)
+
+
+def decode_error(exc: msgspec.DecodeError, where: str = "") -> errors.InvalidRequest:
+    """What msgspec says of a body, as an error that names the field."""
+    text = str(exc)
+    if not isinstance(exc, msgspec.ValidationError):
+        return BadJson(where.rstrip("."), f"the body is not JSON: {text}")
+    reason, _, path = text.partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").removeprefix(".")
+    if reason.startswith("Object contains unknown field"):
+        name = reason.split("`")[1]
+        return errors.InvalidRequest(f"{where}{field}.{name}".strip(".") if field else where + name, "is no field of this request")
+    if reason.startswith("Object missing required field"):
+        name = reason.split("`")[1]
+        return errors.InvalidRequest(f"{where}{field}.{name}".strip(".") if field else where + name, "is missing")
+    reason = reason.replace("`", "")
+    return errors.InvalidRequest((where + field).rstrip("."), reason[:1].lower() + reason[1:])

@@ -1,0 +1,39 @@
+"""The Litestar application: routes, errors, the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Litestar
+from litestar.datastructures import State as AppState
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+
+from miniflow import __version__
+from miniflow.web import api, classic
+from miniflow.web.backend import Backend
+from miniflow.web.door import Door
+from miniflow.web.problems import answer
+
+
+def build(backend: Backend, extra_routes: Sequence[Any] = ()) -> ASGIApp:
+    """The whole HTTP side as one ASGI application. ``extra_routes`` are mounted beside MiniFlow's own (benchmarks)."""
+
+    async def give_backend() -> Backend:
+        return backend
+
+    site = Litestar(
+        route_handlers=[*api.ROUTES, *classic.ROUTES, *extra_routes],
+        dependencies={"backend": Provide(give_backend)},
+        exception_handlers={Exception: answer},
+        # Litestar's own pages load their scripts from elsewhere; the document itself is served by api.openapi_document.
+        openapi_config=OpenAPIConfig(title="MiniFlow", version=__version__, path="/openapi", render_plugins=[JsonRenderPlugin(path="/document.json")]),
+        signature_types=[Backend],
+        state=AppState({}),
+        logging_config=None,
+        debug=False,
+    )
+    return Door(backend, site)

@@ -1,0 +1,160 @@
+"""What must be true of a MiniFlow file at any moment, whatever has happened to the process that writes it.
+
+Every crash, fault and model test ends with ``check_invariants``: the same assertions from many paths. The file may be closed, or
+live in another process; each look is one read transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from miniflow import states
+from miniflow.states import State
+
+SHOWN = 20
+"""Offending rows that a failure names."""
+
+LEGAL = ", ".join(f"'{state}'" for state in State)
+TERMINAL = ", ".join(f"'{state}'" for state in sorted(states.TERMINAL))
+JOB = "id, task, state, attempt, crashes, lease"
+
+
+class Snapshot:
+    """One read transaction on the file; the problems that were found in it."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.problems: list[str] = []
+
+    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return list(self._connection.execute(sql, parameters))
+
+    def none(self, what: str, sql: str, *parameters: Any) -> None:
+        """No row may answer; those that do are the problem."""
+        found = self.rows(f"{sql} LIMIT {SHOWN + 1}", *parameters)
+        if found:
+            more = " and more" if len(found) > SHOWN else ""
+            self.problems.append(f"{what}: {found[:SHOWN]}{more}")
+
+    def same(self, what: str, counted: dict[Any, int], in_rows: dict[Any, int]) -> None:
+        """Both ways: nothing counted that is not in the rows, no row that is not counted."""
+        wrong = {
+            key: f"counter {counted.get(key, 0)}, rows {in_rows.get(key, 0)}"
+            for key in counted.keys() | in_rows.keys()
+            if counted.get(key, 0) != in_rows.get(key, 0)
+        }
+        if wrong:
+            self.problems.append(f"{what}: {wrong}")
+
+
+def read(path: str | Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(5000)
+    return connection
+
+
+def check_invariants(
+    path: str | Path, *, stopped: bool = False, replayed: bool = False, deleted: bool = False
+) -> None:
+    """Fails with all that is wrong, naming the rows.
+
+    ``stopped``: the process has stopped in order, so nothing is claimed. ``replayed``: dead letters may have been replayed,
+    which counts attempts anew. ``deleted``: rows may have been deleted.
+    """
+    with closing(read(path)) as connection:
+        connection.execute("BEGIN")
+        look = Snapshot(connection)
+        _file(look)
+        _rows(look, stopped=stopped)
+        _counters(look, replayed=replayed, deleted=deleted)
+        _attempts(look, replayed=replayed)
+        connection.execute("ROLLBACK")
+    assert not look.problems, "\n".join([str(path), *look.problems])
+
+
+def _file(look: Snapshot) -> None:
+    damage = [row for row in look.rows("PRAGMA integrity_check") if row != ("ok",)]
+    if damage:
+        look.problems.append(f"the file is damaged: {damage[:SHOWN]}")
+    orphans = look.rows("PRAGMA foreign_key_check")
+    if orphans:
+        look.problems.append(f"rows of jobs that are not there: {orphans[:SHOWN]}")
+    known = look.rows("SELECT from_state, to_state, needs_lease FROM transitions ORDER BY 1, 2")
+    if known != states.transition_rows():
+        look.problems.append(f"transitions are not those of states.py: {known}")
+
+
+def _rows(look: Snapshot, *, stopped: bool) -> None:
+    look.none("no legal state", f"SELECT {JOB} FROM jobs WHERE state NOT IN ({LEGAL})")
+    look.none("leased, and neither queued nor running",
+              f"SELECT {JOB} FROM jobs WHERE lease IS NOT NULL AND state NOT IN ('queued', 'running')")  # fmt: skip
+    look.none("running without a lease", f"SELECT {JOB} FROM jobs WHERE state = 'running' AND lease IS NULL")
+    look.none("ended without completed_at, or the other way round",
+              f"SELECT {JOB}, completed_at FROM jobs WHERE (state IN ({TERMINAL})) <> (completed_at IS NOT NULL)")  # fmt: skip
+    look.none("more crashes than attempts", f"SELECT {JOB} FROM jobs WHERE crashes > attempt")
+    look.none("completed without an attempt", f"SELECT {JOB} FROM jobs WHERE state = 'completed' AND attempt < 1")
+    look.none("expired though it was begun", f"SELECT {JOB} FROM jobs WHERE state = 'expired' AND attempt > 0")
+    look.none("one idempotency key, several jobs",
+              "SELECT idempotency_key, group_concat(id) FROM jobs WHERE idempotency_key IS NOT NULL "
+              "GROUP BY idempotency_key HAVING count(*) > 1")  # fmt: skip
+    if stopped:
+        look.none("leased though nobody runs", f"SELECT {JOB} FROM jobs WHERE lease IS NOT NULL")
+
+
+def _counters(look: Snapshot, *, replayed: bool, deleted: bool) -> None:
+    counted: dict[str, dict[str, int]] = {}
+    for name, label, n in look.rows("SELECT name, label, n FROM counters"):
+        counted.setdefault(name, {})[label] = n
+    look.same(
+        "counters of states by queue",
+        {(state, queue): n for state in State for queue, n in counted.get(state, {}).items() if n},
+        {(state, queue): n for state, queue, n in look.rows("SELECT state, queue, count(*) FROM jobs GROUP BY 1, 2")},
+    )
+    if deleted:
+        return
+    by_task = "SELECT task, count(*) FROM jobs {} GROUP BY 1"
+    look.same("enqueued by task", counted.get("enqueued", {}), dict(look.rows(by_task.format(""))))
+    completed = dict(look.rows(by_task.format("WHERE state = 'completed'")))
+    look.same("finished by task", counted.get("finished", {}), completed)
+    failed, dead = counted.get("failed", {}), dict(look.rows(by_task.format("WHERE state = 'dead_letter'")))
+    if not replayed:
+        look.same("failed by task", failed, dead)
+    elif too_few := {task: n for task, n in dead.items() if failed.get(task, 0) < n}:
+        look.problems.append(f"more dead letters than were counted as failed: {too_few}, counted {failed}")
+
+
+def _attempts(look: Snapshot, *, replayed: bool) -> None:
+    look.none("an attempt numbered below 1", "SELECT job_seq, attempt FROM attempts WHERE attempt < 1")
+    if replayed:
+        return
+    look.none("an attempt beyond those that the job has begun",
+              "SELECT j.id, j.state, j.attempt, a.attempt, a.outcome FROM attempts a JOIN jobs j ON j.seq = a.job_seq "
+              "WHERE a.attempt > j.attempt")  # fmt: skip
+    look.none("one attempt, two ends",
+              "SELECT job_seq, attempt, group_concat(outcome) FROM attempts GROUP BY 1, 2 HAVING count(*) > 1")  # fmt: skip
+    look.none("completed twice, or completed and failed in one attempt",
+              "SELECT j.id, j.attempt, a.outcome FROM attempts a JOIN jobs j ON j.seq = a.job_seq "
+              "WHERE j.state = 'completed' AND a.attempt = j.attempt")  # fmt: skip
+    look.none("crashes that are not those of the history",
+              "SELECT j.id, j.crashes, count(*) FROM jobs j JOIN attempts a ON a.job_seq = j.seq AND a.outcome = 'crashed' "
+              "GROUP BY j.seq HAVING count(*) <> j.crashes")  # fmt: skip
+
+
+def acknowledged_all_there(path: str | Path, ids: Iterable[str]) -> None:
+    """Each id that a client was given is a row."""
+    with closing(read(path)) as connection:
+        there = {job_id for (job_id,) in connection.execute("SELECT id FROM jobs")}
+    lost = sorted(set(ids) - there)
+    assert not lost, f"{len(lost)} acknowledged jobs are gone: {lost[:SHOWN]}"
+
+
+def all_ended(path: str | Path) -> None:
+    """No job waits or runs any more."""
+    with closing(read(path)) as connection:
+        left = list(connection.execute(f"SELECT {JOB} FROM jobs WHERE state NOT IN ({TERMINAL})"))
+    assert not left, f"{len(left)} jobs have not ended: {left[:SHOWN]}"
