@@ -22,6 +22,7 @@ from typing import Any
 
 import uvicorn
 import watchfiles
+from litestar.types import ASGIApp
 
 from miniflow import __version__
 from miniflow.engine import Engine
@@ -51,10 +52,11 @@ class _Server(uvicorn.Server):
 class Application:
     """Opens the port and the database when it is made (SettingsError, StoreError), serves in ``run``."""
 
-    def __init__(self, settings: Settings, *, extra_routes: Sequence[Any] = ()) -> None:
+    def __init__(self, settings: Settings, *, around: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+        """``around`` may wrap the ASGI application: an embedding program mounts it beside its own routes."""
         _check_exposure(settings)
         self.settings = settings
-        self._extra_routes = extra_routes
+        self._around = around or (lambda site: site)
         self._socket = _listen(settings.host, settings.port)
         try:
             self.engine = Engine(settings)
@@ -98,7 +100,7 @@ class Application:
         )
         server = _Server(
             uvicorn.Config(
-                site.build(backend, self._extra_routes),
+                self._around(site.build(backend)),
                 http="httptools",
                 lifespan="off",
                 access_log=False,
@@ -182,7 +184,7 @@ class Application:
 
     def _tell_recovered(self) -> None:
         found = self.engine.recovered
-        if any(found):
+        if found.suspects or found.buried:
             log.warning("the last process did not stop cleanly: %d jobs were running and run again, %d were buried after their third crash, %d had not begun", found.again, found.buried, found.released)
 
 

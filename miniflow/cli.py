@@ -25,7 +25,7 @@ EXIT_UNUSABLE = 2
 METAVARS = {str: "TEXT", int: "N", float: "SECONDS"}
 HELP = {
     "options_table_column_types": ["opt_long", "opt_short", "metavar", "help"],
-    "padding_helptext_first_line": (0, 1, 1, 1),
+    "padding_helptext_first_line": (0, 0, 1, 0),
     "text_paragraph_linebreaks": "\n\n",
 }
 
@@ -69,7 +69,8 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=setting.help)
     words = f"{setting.help} [default: {_plain(setting.default)}]" if setting.default != "" else setting.help
     if get_origin(setting.kind) is Literal:
-        return click.option(flag, default=None, metavar="WORD", help=f"{words} [one of: {', '.join(get_args(setting.kind))}]")
+        choices = ", ".join(get_args(setting.kind))
+        return click.option(flag, default=None, metavar="WORD", help=f"{words} [one of: {choices}]")
     plain_type = get_args(setting.kind)[0] if get_args(setting.kind) else setting.kind
     return click.option(flag, default=None, metavar=METAVARS[plain_type], help=words)
 
@@ -129,8 +130,9 @@ def serve(**flags: Any) -> None:
         click.echo(app.banner(running))
 
     application.run(ready)
-    if application.returned:
-        click.echo(f"stopped; {application.returned} {'job' if application.returned == 1 else 'jobs'} went back to the queue")
+    n = application.returned
+    if n:
+        click.echo(f"stopped; {n} {'job' if n == 1 else 'jobs'} went back to the queue")
 
 
 @cli.command()
@@ -154,7 +156,7 @@ def init(folder: Path) -> None:
 
 @cli.command()
 @click.option("--once", is_flag=True, help="stop when the jobs have ended; exit code 0 if each ended as it should")
-@click.option("--port", type=click.IntRange(0, 65535), default=None, help="the port to listen on [default: 8000, or a free one]")
+@click.option("--port", type=click.IntRange(0, 65535), help="the port to listen on [default: 8000, or a free one]")
 def demo(once: bool, port: int | None) -> None:
     """Start a server on a fresh file, run example jobs on it and show what happens.
 

@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from miniflow import db, registry
 from miniflow import statements as sql
@@ -29,22 +28,15 @@ from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
 from miniflow.notices import Notices
 from miniflow.readahead import ReadAhead
+from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
-from miniflow.writer import Writer
+from miniflow.writer import Transaction, Writer
 
 log = logging.getLogger("miniflow")
 
 STOP_TICK_S = 0.02
-
-
-class Recovered(NamedTuple):
-    """What the last process left behind, if it died: rows only claimed, rows to run again, rows buried."""
-
-    released: int
-    again: int
-    buried: int
 
 
 class Engine:
@@ -86,7 +78,7 @@ class Engine:
             grace_ms=round(settings.stop_grace * 1000),
             least_ahead=lambda: settings.async_slots if self.has_async else 0,
         )
-        self.recovered = Recovered(0, 0, 0)
+        self.recovered = Recovered(0, 0, 0, frozenset())
         self.started_at_ms = self.clock.now_ms()
 
     # --------------------------------------------------------------------------------------------------------- start, stop
@@ -94,9 +86,11 @@ class Engine:
     def start(self) -> None:
         """Recover what a dead process left behind, then run jobs."""
 
-        def first(tx: object) -> None:
-            self.jobs.remember_clock(tx, boot_id())  # type: ignore[arg-type]
-            self.recovered = Recovered(*self.jobs.recover(tx))  # type: ignore[arg-type]
+        def first(tx: Transaction) -> None:
+            self.jobs.timers.remember_clock(tx, boot_id())
+            self.recovered = recover(tx)
+            self.jobs.suspects = set(self.recovered.suspects)
+            self.jobs.timers.look(tx)
 
         self.writer.run_now(first)
         self.describe_process(f"process {os.getpid()}, started {rfc3339(self.started_at_ms)}")
@@ -181,7 +175,7 @@ class Engine:
 
     def begin(self, claimed: Claimed, worker_id: str) -> Attempt:
         boot_ms = self.clock.boot_ms()
-        attempt = Attempt(claimed, worker_id, boot_ms + self.jobs.clock_offset_ms)
+        attempt = Attempt(claimed, worker_id, boot_ms + self.jobs.timers.offset_ms)
         if claimed.timeout_ms:
             attempt.deadline_boot_ms = boot_ms + claimed.timeout_ms
         self.running.add(attempt)

@@ -31,11 +31,11 @@ class InvalidRequest(MiniFlowError):
 
 
 class UnknownTask(InvalidRequest):
-    """No task is registered under that name. ``known`` are close matches, best first."""
+    """No task is registered under that name. ``known`` are close matches, best first; ``where`` goes before the field's name."""
 
-    def __init__(self, task: str, known: list[str]) -> None:
+    def __init__(self, task: str, known: list[str], where: str = "") -> None:
         hint = f"; did you mean {', '.join(known)}?" if known else ""
-        super().__init__("task", f"no task is registered as {task!r}{hint}")
+        super().__init__(f"{where}task", f"no task is registered as {task!r}{hint}")
         self.task, self.known = task, known
 
 

@@ -43,7 +43,8 @@ from miniflow.errors import (
 from miniflow.executors import coroutine, thread
 from miniflow.huey_storage import FailedResult, JobsStorage, naive_utc
 from miniflow.intake import Intake, submission_from_options
-from miniflow.jobs import Ending, Jobs, LogLine, NewJob
+from miniflow.jobs import Jobs
+from miniflow.model import Ending, LogLine, NewJob
 from miniflow.payload import bind_signature
 from miniflow.registry import TaskSpec
 from miniflow.retry import RetryPolicy

@@ -73,6 +73,7 @@ class JobConsumer(Consumer):
         self._readahead, self._begin, self._prefix = readahead, begin, prefix
         self._abandoned: list[JobWorker] = []
         self.abandoned_total = 0
+        self.started = False
         super().__init__(huey, workers=workers)
 
     def _create_worker(self) -> JobWorker:
@@ -103,6 +104,7 @@ class JobConsumer(Consumer):
         return threading.Thread(target=run, name=name, daemon=True)
 
     def start(self) -> None:
+        self.started = True
         self.scheduler.start()
         for _, worker_thread in self.worker_threads:
             worker_thread.start()

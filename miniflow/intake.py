@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from miniflow.clock import Clock, to_ms
-from miniflow.errors import InvalidRequest, TooLarge
+from miniflow.errors import InvalidRequest, TooLarge, UnknownTask
 from miniflow.ids import uuid7
-from miniflow.jobs import NewJob
+from miniflow.model import NewJob
 from miniflow.registry import Registry, TaskSpec, valid_queue_name
 from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
 from miniflow.states import State
@@ -26,6 +26,7 @@ EMPTY = msgspec.Raw(b"{}")
 
 Short = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=DELAY_S_MAX)]
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
 class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,7 +43,7 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     timeout: Seconds | None = None
     max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
     retry: RetryPolicy | Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | None = None
-    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+    idempotency_key: Key | None = None
     tags: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=50)] | None = None
     meta: dict[str, Any] | None = None
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
@@ -69,7 +70,10 @@ class Intake:
             raise InvalidRequest(f"{where}task", "is missing; it names the task to run")
         if s.task is not None and s.type is not None and s.task != s.type:
             raise InvalidRequest(f"{where}type", f"says {s.type!r} where task says {s.task!r}; give one of the two")
-        spec = self.registry.get(name)
+        try:
+            spec = self.registry.get(name)
+        except UnknownTask as exc:
+            raise UnknownTask(exc.task, exc.known, where) from None
         payload = self._payload(spec, s.payload, where)
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
@@ -96,7 +100,7 @@ class Intake:
         if data == b"null":
             data = b"{}"
         if len(data) > self._max_payload_bytes:
-            raise TooLarge("the payload", len(data), "max_payload_bytes", self._max_payload_bytes)
+            raise TooLarge(f"{where}payload" if where else "the payload", len(data), "max_payload_bytes", self._max_payload_bytes)
         try:
             text = data.decode()
             spec.binding.check(text)

@@ -1,4 +1,4 @@
-"""The verbs: the only module that moves a job from state to state.
+"""The verbs that move a job from state to state. (What time and a dead process do to jobs is in ``timers`` and ``recovery``.)
 
 Each verb is one function that runs inside one transaction of the writer, guarded in SQL by state and, where only its holder
 may act, by lease; it says why it refused. The verbs of the hot path (submit, claim, begin, end) take all that a group has and
@@ -13,14 +13,15 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
-from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.clock import Clock
 from miniflow.errors import (
     IdempotencyConflict,
     JobCancelled,
@@ -31,61 +32,16 @@ from miniflow.errors import (
     TooManyQueues,
     TransitionRefused,
 )
+from miniflow.model import Accepted, Ending, NewJob
 from miniflow.notices import Notices
 from miniflow.readahead import ReadAhead
 from miniflow.states import TERMINAL, WAITING, State
+from miniflow.timers import Timers
 from miniflow.writer import Operation, Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
-CRASHES_MAX = 3  # the process died this many times under one job: it is the job
-SWEEP_MAX = 1000  # rows promoted or expired in one group: a sweep must not hold up a submit
 REPLAY_MAX = 1000  # dead letters replayed in one group
-CRASHED = "the process ended while this job ran"
-
-
-class NewJob(NamedTuple):
-    """A job to be inserted. ``row`` is as ``statements.INSERT_JOBS`` takes it."""
-
-    id: str
-    task: str
-    queue: str
-    priority: int
-    state: State
-    run_at: int | None
-    expires_at: int | None
-    row: list[Any]
-    key: str | None = None
-    fingerprint: str | None = None
-
-
-class Accepted(NamedTuple):
-    """What became of a NewJob: its id, or that of the job that was submitted with its idempotency key before."""
-
-    id: str
-    replayed: bool
-
-
-class Ending(NamedTuple):
-    """How an attempt ended. ``outcome`` and what follows it go into the history of attempts; None for a good end."""
-
-    attempt: Attempt
-    state: State
-    result: str | None = None
-    run_at: int | None = None
-    max_retries: int | None = None
-    outcome: str | None = None
-    error_type: str | None = None
-    error: str | None = None
-    traceback: str | None = None
-
-
-class LogLine(NamedTuple):
-    seq: int
-    attempt: int
-    level: str
-    ts: int
-    message: str
 
 
 class Jobs:
@@ -106,9 +62,7 @@ class Jobs:
         self._queues, self._max_queue, self._max_queues, self._cancel_grace_ms = queues, max_queue, max_queues, cancel_grace_ms
         self._leases = itertools.count(1)  # every lease of an earlier process is void
         self._marks: dict[int, Attempt] = {}
-        self._next_due_ms = self._next_expiry_ms = math.inf
-        self.clock_offset_ms = clock.offset_ms()
-        self._suspects: set[int] = set()  # rows that were leased when the last process died
+        self.suspects: set[int] = set()  # rows that were leased when the last process died
         self.claiming = False
         self.accepting = True
 
@@ -118,9 +72,7 @@ class Jobs:
         writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
         writer.handle("end", self._end)
         writer.handle("verb", self._verbs)
-        writer.every_group(self._watch_clock)
-        writer.every_group(self._promote, due_in_s=lambda: (self._next_due_ms - self._clock.now_ms()) / 1000)
-        writer.every_group(self._expire, due_in_s=lambda: (self._next_expiry_ms - self._clock.now_ms()) / 1000)
+        self.timers = Timers(self, writer, clock)
         writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
         writer.may_linger = lambda: len(readahead) > 0 and readahead.room() == 0
         readahead.on_room = writer.nudge
@@ -151,7 +103,7 @@ class Jobs:
                 tx.count("enqueued", job.task)
             self._expect(tx, fresh)
         if rows:
-            tx.run(sql.INSERT_JOBS, json_text(rows), self._turn(tx), tx.now_ms)
+            tx.run(sql.INSERT_JOBS, json_text(rows), self.turn(tx), tx.now_ms)
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]
@@ -170,25 +122,23 @@ class Jobs:
 
     def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
         """New rows are coming: look at them when they are ready, due, or over."""
-        best = None
+        ready: set[tuple[str, int]] = set()
         for job in jobs:
             if job.state is State.QUEUED:
-                level = self.readahead.level(job.queue, job.priority)
-                best = level if best is None or level < best else best
-            elif job.run_at is not None:
-                self._next_due_ms = min(self._next_due_ms, job.run_at)
-            if job.expires_at is not None:
-                self._next_expiry_ms = min(self._next_expiry_ms, job.expires_at)
-        if best is not None:
-            self._ready(tx, best)
+                ready.add((job.queue, job.priority))
+            if job.run_at is not None or job.expires_at is not None:
+                self.timers.expect(job.run_at, job.expires_at)
+        for queue, priority in ready:
+            self.ready(tx, queue, priority)
 
-    def _ready(self, tx: Transaction, level: tuple[int, int]) -> None:
-        """Rows of ``level`` become ready in this transaction; what is held and comes after them goes back."""
+    def ready(self, tx: Transaction, queue: str, priority: int) -> None:
+        """Rows become ready in this transaction; what is held and comes after them goes back."""
+        level = self.readahead.level(queue, priority)
         self.readahead.more = True
         if self.readahead.worse_than(level):
-            self._give_back(tx, lambda row: self.readahead.level(row.queue, row.priority) > level)
+            self.give_back(tx, lambda row: self.readahead.level(row.queue, row.priority) > level)
 
-    def _turn(self, tx: Transaction) -> int:
+    def turn(self, tx: Transaction) -> int:
         """The next place in the queue; all rows of one statement share it and are told apart by seq."""
         tx.count("turn", "")
         return self.writer.counter("turn", "") + tx.deltas["turn", ""]
@@ -196,12 +146,12 @@ class Jobs:
     # ---------------------------------------------------------------------------------------------------------- claiming
 
     def _hungry(self) -> bool:
-        return self.claiming and self.readahead.more and self.readahead.room() > 0 and not (self._suspects and self._wanted() <= 0)
+        return self.claiming and self.readahead.more and self.readahead.room() > 0 and not (self.suspects and self._wanted() <= 0)
 
     def _wanted(self) -> int:
         """How many rows to claim now. After an unclean stop, while rows of then are left: one for each free worker, begun with
         the claim, so that a job that kills the process is known by its mark and not hidden among a few hundred innocent."""
-        if self._suspects:
+        if self.suspects:
             return self.readahead.idle_threads - len(self.readahead)
         return self.readahead.room()
 
@@ -222,7 +172,7 @@ class Jobs:
                 break
         rows: list[Claimed] = decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0]) if left < wanted else []
         self.readahead.more = left <= 0
-        if self._suspects:
+        if self.suspects:
             rows = self._begin_at_once(tx, rows)
         if rows:
             tx.on_commit(lambda: self.readahead.push(rows))
@@ -240,17 +190,17 @@ class Jobs:
 
     def _begin_at_once(self, tx: Transaction, rows: list[Claimed]) -> list[Claimed]:
         if not rows:  # the queue ran dry: whoever was left behind has gone another way
-            self._suspects.clear()
+            self.suspects.clear()
             return rows
         marks = [(row.seq, row.lease, tx.now_ms, None) for row in rows]
         tx.run(sql.BEGIN_IF_LEASED, json_text(marks))
         for row in rows:
             tx.count(State.QUEUED, row.queue, -1)
             tx.count(State.RUNNING, row.queue)
-        self._suspects.difference_update(row.seq for row in rows)
+        self.suspects.difference_update(row.seq for row in rows)
         return [row._replace(attempt=row.attempt + 1, begun=True) for row in rows]
 
-    def _give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
+    def give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
         rows = self.readahead.take_back(unwanted)
         if rows:
             tx.on_rollback(lambda: self.readahead.push(rows))
@@ -301,48 +251,47 @@ class Jobs:
         tx.on_commit(committed)
 
     def _end(self, tx: Transaction, ops: list[Operation]) -> None:
-        endings: dict[int, Ending] = {}
-        for op in ops:
-            ending: Ending = op.argument
-            endings[ending.attempt.claimed.seq] = ending
         rows = []
-        for seq, e in endings.items():
+        for op in ops:
+            e: Ending = op.argument
             a = e.attempt
-            begun = int(a.marked or not a.charged)
-            rows.append((seq, a.claimed.lease, e.state, begun, a.started_at, a.worker_id, e.result, e.run_at, e.error, e.max_retries))
-        if len(endings) > tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms):
+            claimed = a.claimed
+            begun = 1 if a.marked or not a.charged else 0
+            rows.append((claimed.seq, claimed.lease, e.state, begun, a.started_at, a.worker_id, e.result, e.run_at, e.error, e.max_retries))
+        if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms) < len(rows):
             if len(ops) > 1:
                 raise Singly
-            ending = ops[0].argument
-            log.warning("refused the late end of attempt %d of job %s: its lease is gone", ending.attempt.number, ending.attempt.claimed.id)
+            attempt = ops[0].argument.attempt
+            log.warning("refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id)
             return
-        failed = []
-        for seq, e in endings.items():
-            self._count_end(tx, e)
-            if e.outcome is not None:
-                a = e.attempt
-                failed.append((seq, a.number, e.outcome, a.worker_id, a.started_at, e.error_type, e.error, e.traceback))
+        self._count_ends(tx, [op.argument for op in ops])
+        failed = [op.argument for op in ops if op.argument.outcome is not None]
         if failed:
-            tx.run(sql.INSERT_ATTEMPTS, json_text(failed), tx.now_ms)
-        self._publish(tx, (e.attempt.claimed.id for e in endings.values() if e.state in TERMINAL))
+            history = [
+                (e.attempt.claimed.seq, e.attempt.number, e.outcome, e.attempt.worker_id, e.attempt.started_at, e.error_type, e.error, e.traceback)
+                for e in failed
+            ]
+            tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
+        self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
 
-    def _count_end(self, tx: Transaction, ending: Ending) -> None:
-        claimed = ending.attempt.claimed
-        tx.count(State.RUNNING if ending.attempt.marked else State.QUEUED, claimed.queue, -1)
-        tx.count(ending.state, claimed.queue)
-        if ending.state is State.COMPLETED:
-            tx.count("finished", claimed.task)
-        elif ending.state is State.DEAD_LETTER:
-            tx.count("failed", claimed.task)
-        elif ending.state is State.RETRYING and ending.run_at is not None:
-            self._next_due_ms = min(self._next_due_ms, ending.run_at)
-        if ending.outcome in ("failed", "timed_out"):
-            tx.count("attempts_failed", claimed.task)
+    def _count_ends(self, tx: Transaction, endings: list[Ending]) -> None:
+        alike = Counter((e.attempt.marked, e.attempt.claimed.queue, e.attempt.claimed.task, e.state, e.outcome) for e in endings)
+        for (marked, queue, task, state, outcome), n in alike.items():
+            tx.count(State.RUNNING if marked else State.QUEUED, queue, -n)
+            tx.count(state, queue, n)
+            if state is State.COMPLETED:
+                tx.count("finished", task, n)
+            elif state is State.DEAD_LETTER:
+                tx.count("failed", task, n)
+            if outcome in ("failed", "timed_out"):
+                tx.count("attempts_failed", task, n)
+        for e in endings:
+            if e.state is State.RETRYING:
+                self.timers.expect(e.run_at, None)
 
-    def _publish(self, tx: Transaction, job_ids: Iterable[str]) -> None:
-        ended = list(job_ids)
-        if ended:
-            tx.on_commit(lambda: self.notices.publish(ended))
+    def publish(self, tx: Transaction, job_ids: Callable[[], list[str]]) -> None:
+        # Whether anybody waits is asked after the commit: one who begins to wait before it would still read the old state.
+        tx.on_commit(lambda: self.notices.publish(job_ids()) if self.notices.wanted else None)
 
     def _write_logs(self, tx: Transaction, ops: list[Operation]) -> None:
         tx.run(sql.INSERT_LOGS, json_text([op.argument for op in ops]))
@@ -350,44 +299,6 @@ class Jobs:
     def _write_progress(self, tx: Transaction, ops: list[Operation]) -> None:
         latest = {op.argument[0]: op.argument for op in ops}
         tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms)
-
-    # --------------------------------------------------------------------------------------------------------- the clock
-
-    def _watch_clock(self, tx: Transaction) -> None:
-        """Somebody set the clock: waits that were counted from a moment keep their length."""
-        jump_ms = self._clock.offset_ms() - self.clock_offset_ms
-        if abs(jump_ms) > CLOCK_JUMP_MS:
-            self.clock_offset_ms += jump_ms
-            tx.on_rollback(lambda: setattr(self, "clock_offset_ms", self.clock_offset_ms - jump_ms))
-            tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms)
-            self._look_at_times(tx)
-            log.warning("the clock was set by %+.1f s; delays and backoffs go on as long as they were meant to", jump_ms / 1000)
-
-    def _look_at_times(self, tx: Transaction) -> None:
-        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
-        self._next_expiry_ms = _or_never(tx.run(sql.NEXT_EXPIRY))
-
-    def _promote(self, tx: Transaction) -> None:
-        if self._next_due_ms > tx.now_ms:
-            return
-        rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._turn(tx), SWEEP_MAX)
-        for _, queue, priority, retried in rows:
-            tx.count(State.RETRYING if retried else State.SCHEDULED, queue, -1)
-            tx.count(State.QUEUED, queue)
-            self._ready(tx, self.readahead.level(queue, priority))
-        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
-
-    def _expire(self, tx: Transaction) -> None:
-        if self._next_expiry_ms > tx.now_ms:
-            return
-        self._give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms and not row.begun)
-        rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX)
-        for _, queue, _ in rows:
-            tx.count(State.QUEUED, queue, -1)
-            tx.count(State.EXPIRED, queue)
-        self._publish(tx, (job_id for _, _, job_id in rows))
-        # What is left over and due has been begun by now, or comes in the next group.
-        self._next_expiry_ms = tx.now_ms if len(rows) == SWEEP_MAX else _later(tx.run(sql.NEXT_EXPIRY), tx.now_ms)
 
     # ------------------------------------------------------------------------------------- verbs of people and programs
 
@@ -419,7 +330,7 @@ class Jobs:
             tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
-            self._publish(tx, [job_id])
+            self.publish(tx, lambda: [job_id])
             return State.CANCELLED
 
         return verb
@@ -448,10 +359,10 @@ class Jobs:
             if state is State.DEAD_LETTER:
                 self._replay(tx, [seq])
             elif state is State.RETRYING:
-                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self._turn(tx), tx.now_ms)
+                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self.turn(tx), tx.now_ms)
                 tx.count(State.RETRYING, queue, -1)
                 tx.count(State.QUEUED, queue)
-                self._ready(tx, self.readahead.level(queue, priority))
+                self.ready(tx, queue, priority)
             else:
                 remedy = "submit it again" if state in TERMINAL else "only a dead letter, or a job that waits for its next attempt, can be retried"
                 raise TransitionRefused(job_id, "retry", state, remedy)
@@ -474,55 +385,18 @@ class Jobs:
         return verb
 
     def _replay(self, tx: Transaction, seqs: list[int]) -> int:
-        rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self._turn(tx), tx.now_ms) if seqs else []
+        rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self.turn(tx), tx.now_ms) if seqs else []
         for _, queue, priority, _ in rows:
             tx.count(State.DEAD_LETTER, queue, -1)
             tx.count(State.QUEUED, queue)
-            self._ready(tx, self.readahead.level(queue, priority))
+            self.ready(tx, queue, priority)
         return len(rows)
 
-    # ------------------------------------------------------------------------------------------------ starting and stopping
-
-    def recover(self, tx: Transaction) -> tuple[int, int, int]:
-        """At start: every lease is void, its process is dead. Returns (released, to be run again, dead letters).
-
-        A row that was only claimed goes back as it was. One that was begun has crashed once more: it runs again, until the
-        process has died CRASHES_MAX times under it.
-        """
-        left = tx.run(sql.LEFT_BEHIND)
-        begun = [row for row in left if row[1] == State.RUNNING]
-        again = [row for row in begun if row[5] + 1 < CRASHES_MAX]
-        buried = [row for row in begun if row[5] + 1 >= CRASHES_MAX]
-        tx.run(sql.RECOVER_UNBEGUN)
-        for rows, statement, state, words in (
-            (again, sql.RECOVER_CRASHED, State.QUEUED, CRASHED),
-            (buried, sql.BURY_CRASHED, State.DEAD_LETTER, f"{CRASHED}, for the {_ordinal(CRASHES_MAX)} time"),
-        ):
-            if not rows:
-                continue
-            tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
-            tx.run(sql.INSERT_ATTEMPTS, json_text([(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at in rows]), tx.now_ms)
-            for _, _, queue, task, *_ in rows:
-                tx.count(State.RUNNING, queue, -1)
-                tx.count(state, queue)
-                if state is State.DEAD_LETTER:
-                    tx.count("failed", task)
-        self._suspects = {row[0] for row in left} - {row[0] for row in buried}
-        self._look_at_times(tx)
-        return len(left) - len(begun), len(again), len(buried)
-
-    def remember_clock(self, tx: Transaction, boot_id: str) -> None:
-        """At start: was the clock set while we were away? Only the same boot of the machine can tell."""
-        before = dict(tx.run("SELECT key, value FROM meta WHERE key IN ('boot_id', 'clock_offset_ms')"))
-        if before.get("boot_id") == boot_id and isinstance(before.get("clock_offset_ms"), int):
-            self.clock_offset_ms = before["clock_offset_ms"]
-            self._watch_clock(tx)
-        tx.run(sql.META_PUT, "boot_id", boot_id)
-        tx.run(sql.META_PUT, "clock_offset_ms", self._clock.offset_ms())
+    # ----------------------------------------------------------------------------------------------------------- stopping
 
     def give_back_all(self, tx: Transaction) -> int:
         """At stop: what was claimed ahead goes back to the queue; returns how many rows."""
-        return self._give_back(tx, lambda row: True)
+        return self.give_back(tx, lambda row: True)
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
         """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
@@ -562,19 +436,6 @@ def _find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:
         raise NotFound("job", job_id)
     seq, state, queue, _, lease, _ = rows[0]
     return seq, State(state), queue, lease
-
-
-def _or_never(rows: list[Any]) -> float:
-    return math.inf if rows[0][0] is None else rows[0][0]
-
-
-def _later(rows: list[Any], now_ms: int) -> float:
-    """The time in ``rows``; one that has passed already is looked at again in a second."""
-    return max(_or_never(rows), now_ms + 1000)
-
-
-def _ordinal(n: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(n, f"{n}th")
 
 
 decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode

@@ -14,7 +14,7 @@ from importlib import resources
 import apsw
 import msgspec
 
-from miniflow import states, statements
+from miniflow import statements, states
 from miniflow.errors import StoreError
 
 

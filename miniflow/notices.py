@@ -20,6 +20,11 @@ class Notices:
     def __repr__(self) -> str:
         return f"<Notices [{len(self._waiting)} jobs waited for]>"
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for anything."""
+        return bool(self._waiting)
+
     def listen(self, job_id: str, listener: Listener) -> None:
         """Call ``listener(job_id)`` once, when that job has ended. Look at the job *after* this call: it may have ended before."""
         with self._lock:

@@ -5,6 +5,7 @@ Pure functions. The worker asks after a body has failed; the watchdog asks when 
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 
 from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import TooLarge
-from miniflow.jobs import Ending
+from miniflow.model import Ending
 from miniflow.retry import DEFAULT_RETRY, RetryPolicy
 from miniflow.states import State
 
@@ -89,11 +90,14 @@ _OUR_FOLDER = __file__.rsplit("outcome.py", 1)[0]
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(_OUR_FOLDER)
+    """Whether these lines are MiniFlow's, or huey's, through which a body's failure passes on its way."""
+    return filename.startswith(_OUR_FOLDER) or "/huey/" in filename.replace(os.sep, "/")
 
 
 def middle_out(text: str, limit: int) -> str:
-    """``text`` with its middle left out where it is longer than ``limit`` characters."""
+    """``text`` as it can be stored, with its middle left out where it is longer than ``limit`` characters."""
+    if not text.isascii():  # half a surrogate pair is no UTF-8, and must not keep the end of a job from the file
+        text = text.encode(errors="backslashreplace").decode()
     if len(text) <= limit:
         return text
     half = limit // 2

@@ -8,8 +8,9 @@ import msgspec
 
 from miniflow import statements as sql
 from miniflow.clock import rfc3339
+from miniflow.context import LEVELS
 from miniflow.errors import InvalidRequest, NotFound
-from miniflow.jobs import NewJob
+from miniflow.model import NewJob
 from miniflow.readers import Readers
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.writer import Writer
@@ -161,10 +162,12 @@ class Queries:
     async def logs(self, job_id: str, *, after_id: int, limit: int, level: str | None) -> list[LogLine]:
         if not self._readers.point(sql.STATE_AND_RESULT_BY_ID, job_id):
             raise NotFound("job", job_id)
+        if level is not None and level.upper() not in LEVELS:
+            raise InvalidRequest("level", f"{level!r} is none of {', '.join(LEVELS)}")
         if level is None:
             rows = await self._readers.fetch(sql.LOGS_OF_JOB, job_id, after_id, limit)
         else:
-            rows = await self._readers.fetch(sql.LOGS_OF_JOB_BY_LEVEL, job_id, after_id, limit, level)
+            rows = await self._readers.fetch(sql.LOGS_OF_JOB_BY_LEVEL, job_id, after_id, limit, level.upper())
         return [LogLine(id=n, level=lvl, message=message, ts=rfc3339(ts) or "", attempt=attempt) for n, lvl, message, ts, attempt in rows]
 
     def alive(self) -> bool:

@@ -27,7 +27,8 @@ class ReadAhead:
     def __init__(self, *, lane_of: Callable[[str], str], rank_of: Callable[[str], int], target_max: int = 1024) -> None:
         """``lane_of(task)`` is "thread" or "async"; ``rank_of(queue)`` the place of a queue in the order of service."""
         self._lane_of, self._rank_of = lane_of, rank_of
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._held: dict[int, Claimed] = {}
         self._levels: Counter[Level] = Counter()
         self._lanes: dict[str, list[tuple[int, int, int, int]]] = {"thread": [], "async": []}
@@ -63,21 +64,21 @@ class ReadAhead:
 
     def push(self, rows: Iterable[Claimed]) -> None:
         """Offer claimed rows to the workers."""
-        threads = asyncs = 0
-        with self._ready:
+        counts = {"thread": 0, "async": 0}
+        lanes: dict[str, str] = {}
+        levels: dict[tuple[str, int], Level] = {}
+        with self._lock:
             for row in rows:
-                level = self.level(row.queue, row.priority)
-                lane = self._lane_of(row.task)
+                lane = lanes.get(row.task) or lanes.setdefault(row.task, self._lane_of(row.task))
+                place = (row.queue, row.priority)
+                level = levels.get(place) or levels.setdefault(place, self.level(*place))
                 self._held[row.seq] = row
                 self._levels[level] += 1
                 heapq.heappush(self._lanes[lane], (*level, row.turn, row.seq))
-                if lane == "async":
-                    asyncs += 1
-                else:
-                    threads += 1
-            if threads:
-                self._ready.notify(threads)
-        if asyncs and self.on_async is not None:
+                counts[lane] += 1
+            if counts["thread"] and self._idle_threads:
+                self._ready.notify(counts["thread"])
+        if counts["async"] and self.on_async is not None:
             self.on_async()
 
     def take(self, lane: str, begin: Callable[[Claimed], Attempt], *, timeout_s: float = 0, stopped: Callable[[], bool] = lambda: False) -> Attempt | None:
@@ -86,7 +87,7 @@ class ReadAhead:
         ``begin`` is called under the lock: from then on the row is an attempt, and a cancel interrupts instead of discarding.
         """
         heap = self._lanes[lane]
-        with self._ready:
+        with self._lock:
             while not heap:
                 if not timeout_s or stopped():
                     return None
@@ -99,8 +100,9 @@ class ReadAhead:
                     return None
             if stopped():
                 return None
-            row = self._held.pop(heapq.heappop(heap)[3])
-            self._drop_level(row)
+            rank, minus_priority, _, seq = heapq.heappop(heap)
+            row = self._held.pop(seq)
+            self._drop_level((rank, minus_priority))
             attempt = begin(row)
         if self.more and self.on_room is not None and len(self._held) <= self.target // 2:
             self.on_room()
@@ -108,34 +110,33 @@ class ReadAhead:
 
     def discard(self, seq: int) -> Claimed | None:
         """Take one row out, if it was not begun."""
-        with self._ready:
+        with self._lock:
             row = self._held.pop(seq, None)
             if row is not None:
-                self._drop_level(row)
+                self._drop_level(self.level(row.queue, row.priority))
                 self._rebuild()
             return row
 
     def take_back(self, unwanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """Take all rows out that are ``unwanted``."""
-        with self._ready:
+        with self._lock:
             rows = [row for row in self._held.values() if unwanted(row)]
             for row in rows:
                 del self._held[row.seq]
-                self._drop_level(row)
+                self._drop_level(self.level(row.queue, row.priority))
             if rows:
                 self._rebuild()
             return rows
 
     def worse_than(self, level: Level) -> bool:
         """Is anything held that a row of ``level`` goes before?"""
-        return bool(self._levels) and max(self._levels) > level
+        return max(self._levels, default=level) > level  # in one step: a worker may take the last one meanwhile
 
     def wake_all(self) -> None:
-        with self._ready:
+        with self._lock:
             self._ready.notify_all()
 
-    def _drop_level(self, row: Claimed) -> None:
-        level = self.level(row.queue, row.priority)
+    def _drop_level(self, level: Level) -> None:
         self._levels[level] -= 1
         if not self._levels[level]:
             del self._levels[level]

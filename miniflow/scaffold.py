@@ -20,8 +20,8 @@ TASKS = "tasks"
 
 def samples() -> list[tuple[str, str]]:
     """The sample task files: (name, text), sorted by name."""
-    found = [(entry.name, entry.read_text("utf-8")) for entry in _samples_folder().iterdir() if entry.name.endswith(".py")]
-    return sorted(found)
+    entries = _samples_folder().iterdir()
+    return sorted((entry.name, entry.read_text("utf-8")) for entry in entries if entry.name.endswith(".py"))
 
 
 def _samples_folder() -> Traversable:
@@ -31,7 +31,7 @@ def _samples_folder() -> Traversable:
         return installed
     checkout = Path(str(package)).parent
     if not (checkout / "pyproject.toml").is_file():  # `tasks` beside some installed package would be a stranger's
-        raise SettingsError("the sample tasks are not part of this installation; install MiniFlow from a wheel or a checkout")
+        raise SettingsError("this installation has no sample tasks; install MiniFlow from a wheel or a checkout")
     return checkout / TASKS
 
 
@@ -53,7 +53,8 @@ def write(folder: Path) -> list[tuple[Path, bool]]:
         (folder / TASKS).mkdir(parents=True, exist_ok=True)
         return [(path, _write_new(path, text)) for path, text in contents]
     except OSError as exc:
-        raise SettingsError(f"{exc.filename or folder} cannot be written: {exc.strerror or exc}; choose another folder") from exc
+        where = exc.filename or folder
+        raise SettingsError(f"{where} cannot be written: {exc.strerror or exc}; choose another folder") from exc
 
 
 def _write_new(path: Path, text: str) -> bool:

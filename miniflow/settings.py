@@ -19,6 +19,8 @@ from miniflow.errors import SettingsError
 
 ENV_PREFIX = "MINIFLOW_"
 FILE = "miniflow.toml"
+SECONDS_MAX = 366 * 86_400
+"""The longest duration that a setting can be: beyond a year it is a typo, and infinity cannot be counted in milliseconds."""
 
 
 class Setting(NamedTuple):
@@ -33,7 +35,7 @@ def _at_least(least: float, kind: Any = int) -> Any:
 
 
 _COUNT = _at_least(1)
-_SECONDS = _at_least(0, float)
+_SECONDS = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 
 SETTINGS = (
     Setting("db", str, "miniflow.db", "the database file; made if it does not exist"),

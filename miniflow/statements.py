@@ -5,8 +5,8 @@ away, and getting it back costs up to a switch interval while another thread com
 not rows. The guard is in the statement (and in its name where it is not plain): state, and the lease where only its holder
 may act. No row answered means refused.
 
-A unary plus (``+jobs.state``) keeps an index out of it: where the row number is known, the planner must not walk all jobs of
-a state instead. ``tests/unit/test_query_plans.py`` asks SQLite for the plan of each statement.
+``NOT INDEXED`` where rows are known by number: the planner must not walk all jobs of a state, or all leases, instead. There are
+no statistics in the file for it to be led astray by (the share of leased rows changes by the second); ``tests/unit/test_query_plans.py`` asks SQLite for the plan of each statement.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ FROM jobs INDEXED BY jobs_leased WHERE lease = ?1
 
 # A mark: [seq, lease, started_at, worker_id]
 BEGIN_IF_LEASED = """
-UPDATE jobs SET state = 'running', attempt = attempt + 1, started_at = m.value ->> 2, updated_at = m.value ->> 2,
+UPDATE jobs NOT INDEXED SET state = 'running', attempt = attempt + 1, started_at = m.value ->> 2, updated_at = m.value ->> 2,
                 worker_id = m.value ->> 3, progress = NULL
 FROM json_each(?1) m
-WHERE jobs.seq = m.value ->> 0 AND +jobs.lease = m.value ->> 1 AND +jobs.state = 'queued'
+WHERE jobs.seq = m.value ->> 0 AND jobs.lease = m.value ->> 1 AND jobs.state = 'queued'
 """
 
 # An ending: [seq, lease, state, begun (0: the attempt is counted here, 1: the mark did), started_at, worker_id,
 #             result, run_at, last_error, max_retries]
 END_IF_LEASED = """
-UPDATE jobs SET
+UPDATE jobs NOT INDEXED SET
   state = e.value ->> 2,
   attempt = attempt + 1 - (e.value ->> 3),
   started_at = e.value ->> 4,
@@ -84,12 +84,12 @@ UPDATE jobs SET
   updated_at = ?2,
   lease = NULL
 FROM json_each(?1) e
-WHERE jobs.seq = e.value ->> 0 AND +jobs.lease = e.value ->> 1 AND +jobs.state IN ('queued', 'running')
+WHERE jobs.seq = e.value ->> 0 AND jobs.lease = e.value ->> 1 AND jobs.state IN ('queued', 'running')
 """
 
 # Which of these still hold their lease; asked only where a statement changed fewer rows than it was given. A row: [seq, lease]
 HOLDING = """
-SELECT jobs.seq FROM json_each(?1) h CROSS JOIN jobs ON jobs.seq = h.value ->> 0 AND +jobs.lease = h.value ->> 1
+SELECT jobs.seq FROM json_each(?1) h CROSS JOIN jobs NOT INDEXED ON jobs.seq = h.value ->> 0 AND jobs.lease = h.value ->> 1
 """
 
 # An attempt that did not end well: [seq, attempt, outcome, worker_id, started_at, error_type, error, traceback]
@@ -101,21 +101,21 @@ FROM json_each(?1)
 
 # Back to the queue: claimed ahead and not begun, so nothing to count.
 UNCLAIM_IF_QUEUED = """
-UPDATE jobs SET lease = NULL WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +lease IS NOT NULL
+UPDATE jobs NOT INDEXED SET lease = NULL WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'queued' AND lease IS NOT NULL
 """
 
 # Back to the queue from the middle of a run, the attempt not counted (the server stops). A row: [seq, lease, begun]
 RELEASE_IF_LEASED = """
-UPDATE jobs SET state = 'queued', lease = NULL, attempt = attempt - (r.value ->> 2), updated_at = ?2, progress = NULL
+UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, attempt = attempt - (r.value ->> 2), updated_at = ?2, progress = NULL
 FROM json_each(?1) r
-WHERE jobs.seq = r.value ->> 0 AND +jobs.lease = r.value ->> 1 AND +jobs.state IN ('queued', 'running')
+WHERE jobs.seq = r.value ->> 0 AND jobs.lease = r.value ->> 1 AND jobs.state IN ('queued', 'running')
 RETURNING seq
 """
 
 SET_PROGRESS_IF_RUNNING = """
-UPDATE jobs SET progress = p.value ->> 2, updated_at = ?2
+UPDATE jobs NOT INDEXED SET progress = p.value ->> 2, updated_at = ?2
 FROM json_each(?1) p
-WHERE jobs.seq = p.value ->> 0 AND +jobs.lease = p.value ->> 1
+WHERE jobs.seq = p.value ->> 0 AND jobs.lease = p.value ->> 1
 """
 
 # A line: [job_seq, attempt, level, ts, message]
@@ -150,35 +150,43 @@ WHERE expires_at IS NOT NULL AND state = 'queued' AND attempt = 0
 
 # The clock was set by ?1 ms: waits that were counted from a moment go on as long as they were meant to.
 SHIFT_RELATIVE_WAITS = """
-UPDATE jobs SET run_at = run_at + ?1 WHERE relative = 1 AND state IN ('scheduled', 'retrying')
+UPDATE jobs INDEXED BY jobs_due SET run_at = run_at + ?1, expires_at = expires_at + ?1
+WHERE relative = 1 AND state IN ('scheduled', 'retrying')
 """
+
+SHIFT_EXPIRIES = """
+UPDATE jobs INDEXED BY jobs_expiring SET expires_at = expires_at + ?1
+WHERE expires_at IS NOT NULL AND state = 'queued' AND attempt = 0
+"""
+
+META_OF_CLOCK = "SELECT key, value FROM meta WHERE key IN ('boot_id', 'clock_offset_ms')"
 
 # --------------------------------------------------------------------------------------------- cancelling and replaying
 
 STATE_BY_ID = "SELECT seq, state, queue, task, lease, cancel_requested_at FROM jobs WHERE id = ?1"
 
 CANCEL_IF_WAITING = """
-UPDATE jobs SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, cancel_requested_at = ?2
-WHERE seq = ?1 AND +state IN ('pending', 'scheduled', 'queued', 'retrying')
+UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, cancel_requested_at = ?2
+WHERE seq = ?1 AND state IN ('pending', 'scheduled', 'queued', 'retrying')
 RETURNING seq
 """
 
 REQUEST_CANCEL_IF_LEASED = """
-UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, ?2), updated_at = ?2
-WHERE seq = ?1 AND +lease IS NOT NULL
+UPDATE jobs NOT INDEXED SET cancel_requested_at = coalesce(cancel_requested_at, ?2), updated_at = ?2
+WHERE seq = ?1 AND lease IS NOT NULL
 """
 
 # Counts start anew; the history of attempts stays, under the numbers it had.
 REPLAY_IF_DEAD = """
-UPDATE jobs SET state = 'queued', turn = ?2, updated_at = ?3, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
+UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
                 expires_at = NULL, attempt = 0, crashes = 0, progress = NULL
-WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'dead_letter'
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter'
 RETURNING seq, queue, priority, id
 """
 
 RUN_NOW_IF_RETRYING = """
-UPDATE jobs SET state = 'queued', turn = ?2, updated_at = ?3, run_at = NULL
-WHERE seq = ?1 AND +state = 'retrying'
+UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, run_at = NULL
+WHERE seq = ?1 AND state = 'retrying'
 RETURNING seq, queue, priority
 """
 
@@ -197,13 +205,13 @@ LEFT_BEHIND = "SELECT seq, state, queue, task, attempt, crashes, worker_id, star
 RECOVER_UNBEGUN = "UPDATE jobs SET lease = NULL WHERE lease IS NOT NULL AND state = 'queued'"
 
 RECOVER_CRASHED = """
-UPDATE jobs SET state = 'queued', lease = NULL, crashes = crashes + 1, updated_at = ?2, progress = NULL, last_error = ?3
-WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'running'
+UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, crashes = crashes + 1, updated_at = ?2, progress = NULL, last_error = ?3
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 
 BURY_CRASHED = """
-UPDATE jobs SET state = 'dead_letter', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
-WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'running'
+UPDATE jobs NOT INDEXED SET state = 'dead_letter', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 
 # ------------------------------------------------------------------------------------------------------------- counters

@@ -16,7 +16,8 @@ from miniflow.attempts import Attempt, Running
 from miniflow.clock import Clock
 from miniflow.errors import JobCancelled, JobTimeout
 from miniflow.huey_consumer import JobConsumer
-from miniflow.jobs import Ending, Jobs, LogLine
+from miniflow.jobs import Jobs
+from miniflow.model import Ending, LogLine
 from miniflow.readahead import ReadAhead
 from miniflow.registry import Registry
 from miniflow.states import State
@@ -63,7 +64,7 @@ class Supervisor:
         self._pace(boot_ms)
         if boot_ms >= self._next_health_ms:
             self._next_health_ms = boot_ms + round(HEALTH_EVERY_S * 1000)
-            if not self._consumer.stop_flag.is_set():
+            if self._consumer.started and not self._consumer.stop_flag.is_set():
                 self._consumer.check_worker_health()
 
     def _pace(self, boot_ms: int) -> None:

@@ -200,6 +200,7 @@ class Writer:
         self._idle = False
         self._lingering = False
         self._awaited = False  # somebody waits for an operation in the queue
+        self._soon = False  # nobody waits, but a group is due within LINGER_S
         self._closing = False
         self.may_linger: Callable[[], bool] = lambda: False
         self._loops: list[LoopWaiter] = []
@@ -264,9 +265,14 @@ class Writer:
             self._wake.set()
 
     def nudge(self, *, now: bool = True) -> None:
-        """Something outside the queue of operations wants a group: now, or with the next one if that is close."""
-        if self._idle or (now and self._lingering):
-            self._wake.set()
+        """Something outside the queue of operations wants a group: now, or with the next one, LINGER_S from now at the latest."""
+        if now:
+            if self._idle or self._lingering:
+                self._wake.set()
+        elif not self._soon:
+            self._soon = True
+            if self._idle:
+                self._wake.set()
 
     def call(self, kind: str, argument: Any) -> Any:
         """Post an operation and block until it is committed; its value. Raises what it was refused with."""
@@ -318,10 +324,14 @@ class Writer:
             self._wake.clear()
             self._idle = True
             # Looked at again after _idle is set: a poster that saw it unset has appended before.
-            pause_s = 0 if self._queue or self._closing else min(self._next_due_s(), IDLE_TICK_S)
-            if pause_s > 0 and not self._wake.wait(pause_s) and pause_s == IDLE_TICK_S and self._wal_bytes() > 0:
-                self._checkpoint("TRUNCATE")
+            soon = self._soon
+            pause_s = 0 if self._queue or self._closing else min(self._next_due_s(), LINGER_S if soon else IDLE_TICK_S)
+            woken = pause_s <= 0 or self._wake.wait(pause_s)
             self._idle = False
+            if not woken and soon:
+                break
+            if not woken and pause_s == IDLE_TICK_S and self._wal_bytes() > 0:
+                self._checkpoint("TRUNCATE")
         if self._queue and not self._awaited and not self._closing and self.may_linger():
             self._linger()
         return True
@@ -339,7 +349,7 @@ class Writer:
 
     def _group(self) -> None:
         batch: list[Operation] = []
-        self._awaited = False  # before the queue is emptied: one that comes in between is only waited for less patiently
+        self._awaited = self._soon = False  # before the queue is emptied: what comes in between is only waited for less patiently
         while self._queue and len(batch) < GROUP_OPERATIONS_MAX:
             batch.append(self._queue.popleft())
         self._write(batch)

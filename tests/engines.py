@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -15,23 +16,19 @@ from miniflow import registry
 from miniflow.engine import Engine
 from miniflow.huey_adapter import JobsHuey
 from miniflow.intake import Submission
-from miniflow.jobs import Accepted, NewJob
+from miniflow.model import Accepted, NewJob
 from miniflow.registry import Registry
 from miniflow.settings import Settings
 from miniflow.states import TERMINAL, State
 from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
 
-NOON_MS = 1_800_000_000_000
-"""Where a FakeClock begins: some day in 2027."""
-
-
 class FakeClock:
-    """A clock that stands still until the test moves it. The boot clock starts at an hour."""
+    """A clock that stands still until the test moves it. It begins at the present: huey reads the machine's clock here and there."""
 
-    def __init__(self, now_ms: int = NOON_MS) -> None:
+    def __init__(self) -> None:
         self._boot_ms = 3_600_000
-        self._offset_ms = now_ms - self._boot_ms
+        self._offset_ms = time.time_ns() // 1_000_000 - self._boot_ms
 
     def __repr__(self) -> str:
         return f"<FakeClock {self.now_ms()}>"
@@ -136,6 +133,7 @@ class Engines:
         engine.supervisor.stop()
         registry.unbind_submit()
         engine.writer.close()
+        engine.async_lane.close()
         engine.huey.detach()
         engine.database.close()
 

@@ -19,6 +19,7 @@ from typing import Any
 import greenlet
 
 from miniflow.attempts import Attempt, Claimed
+from miniflow.errors import TaskExit
 from miniflow.readahead import ReadAhead
 
 log = logging.getLogger("miniflow.async")
@@ -56,6 +57,8 @@ class AsyncLane:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout_s)
+        elif not self._loop.is_closed():  # it was never started
+            self._loop.close()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -113,11 +116,19 @@ def await_here(awaitable: Coroutine[Any, Any, Any]) -> Any:
     return parent.switch(awaitable)
 
 
+async def _contained(body: Coroutine[Any, Any, Any]) -> Any:
+    """What ``body`` returns. asyncio lets these two through to the loop, which would end it, and with it every other job."""
+    try:
+        return await body
+    except (SystemExit, KeyboardInterrupt) as exc:
+        raise TaskExit(f"the task raised {type(exc).__name__}({exc}); a task ends by returning") from exc
+
+
 def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """What the coroutine returns. Raises what it raises, or the JobInterrupted that cancelled it."""
     loop = asyncio.get_running_loop()
     # The coroutine is made and run in this context, the greenlet's: the job's own context was set in it.
-    task = loop.create_task(make(), context=contextvars.copy_context())
+    task = loop.create_task(_contained(make()), context=contextvars.copy_context())
 
     async def supervised() -> Any:
         return await task

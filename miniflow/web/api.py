@@ -12,12 +12,12 @@ from litestar.params import Parameter
 
 from miniflow import __version__
 from miniflow.errors import InvalidRequest, MiniFlowError, NotFound
-from miniflow.intake import Submission, decode_submission
-from miniflow.jobs import NewJob
+from miniflow.intake import decode_submission
+from miniflow.model import NewJob
 from miniflow.queries import PAGE_MAX, Attempt, Job, LogLine, Page, is_terminal, job_of_new
 from miniflow.states import State
 from miniflow.web.backend import Backend
-from miniflow.web.problems import BadJson, decode_error
+from miniflow.web.problems import decoded
 
 WAIT_S_MAX = 60.0
 
@@ -39,14 +39,8 @@ def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None
 @post("/api/v1/jobs", summary="Submit a job", status_code=201)
 async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
     """Accept one job. A 201 says that it is on the disk: it survives a crash of the process and of the machine."""
-    submission = parse_submission(await request.body())
-    header = request.headers.get("idempotency-key")
-    if header is not None:
-        if submission.idempotency_key not in (None, header):
-            raise InvalidRequest("idempotency_key", "differs from the header Idempotency-Key; give one of the two")
-        if not 1 <= len(header) <= 255:
-            raise InvalidRequest("Idempotency-Key", "is 1 to 255 characters")
-        submission.idempotency_key = header
+    submission = decoded(decode_submission, await request.body())
+    submission.idempotency_key = idempotency_key(request, submission.idempotency_key)
     request_id = request.scope.get("miniflow_request_id")
     new = backend.intake.job(submission, request_id=request_id if isinstance(request_id, str) else None)
     ((job_id, replayed),) = await backend.insert([new])
@@ -69,7 +63,7 @@ async def submit_batch(request: AnyRequest, backend: Backend) -> Response[bytes]
     jobs: list[NewJob] = []
     for place, item in enumerate(raw):
         where = f"[{place}]."
-        submission = parse_submission(item, where)
+        submission = decoded(decode_submission, item, where)
         jobs.append(backend.intake.job(submission, request_id=str(request_id) if request_id else None, where=where))
         if place % 500 == 499:  # a long batch must not keep the loop from everybody else
             await asyncio.sleep(0)
@@ -77,28 +71,28 @@ async def submit_batch(request: AnyRequest, backend: Backend) -> Response[bytes]
     return respond({"ids": [one.id for one in accepted], "count": len(accepted), **_replays(accepted)}, 201)
 
 
+def idempotency_key(request: AnyRequest, in_body: str | None, field: str = "idempotency_key") -> str | None:
+    """The key that came in the header or in the body; not two different ones."""
+    header: str | None = request.headers.get("idempotency-key")
+    if header is None:
+        return in_body
+    if in_body not in (None, header):
+        raise InvalidRequest(field, "differs from the header Idempotency-Key; give one of the two")
+    if not 1 <= len(header) <= 255:
+        raise InvalidRequest("Idempotency-Key", "is 1 to 255 characters")
+    return header
+
+
 def _replays(accepted: list[Any]) -> dict[str, int]:
     replayed = sum(one.replayed for one in accepted)
     return {"replayed": replayed} if replayed else {}
-
-
-def parse_submission(body: bytes | msgspec.Raw, where: str = "") -> Submission:
-    try:
-        return decode_submission(bytes(body))
-    except msgspec.DecodeError as exc:
-        raise decode_error(exc, where) from None
-    except UnicodeDecodeError:
-        raise BadJson(where.rstrip("."), "the body is not UTF-8") from None
 
 
 def split_batch(body: bytes, content_type: str) -> list[bytes]:
     """The jobs of a batch, each as its own JSON text."""
     if "ndjson" in content_type or "jsonl" in content_type or not body.lstrip().startswith(b"["):
         return [line for line in body.splitlines() if line.strip()]
-    try:
-        return [bytes(item) for item in _decode_batch(body)]
-    except msgspec.DecodeError as exc:
-        raise decode_error(exc) from None
+    return [bytes(item) for item in decoded(_decode_batch, body)]
 
 
 # ----------------------------------------------------------------------------------------------------------------- looking
@@ -201,6 +195,9 @@ class ReplayFilter(msgspec.Struct, forbid_unknown_fields=True):
     task: str | None = None
 
 
+_decode_filter = msgspec.json.Decoder(ReplayFilter).decode
+
+
 @get("/api/v1/dead-letters", summary="List the jobs that failed for good")
 async def list_dead_letters(backend: Backend, queue: str | None = None, task: str | None = None, limit: Limit = 50, cursor: str | None = None) -> Response[bytes]:
     page: Page = await backend.queries.page(status=State.DEAD_LETTER, queue=queue, task=task, limit=limit, cursor=cursor)
@@ -210,11 +207,7 @@ async def list_dead_letters(backend: Backend, queue: str | None = None, task: st
 @post("/api/v1/dead-letters/replay", summary="Replay dead letters", status_code=200)
 async def replay_dead_letters(request: AnyRequest, backend: Backend) -> Response[bytes]:
     """All of them, or those of one queue or task. Says how many went back to their queues."""
-    body = await request.body()
-    try:
-        wanted = msgspec.json.decode(body or b"{}", type=ReplayFilter)
-    except msgspec.DecodeError as exc:
-        raise decode_error(exc) from None
+    wanted = decoded(_decode_filter, await request.body() or b"{}")
     if wanted.queue is not None and wanted.task is not None:
         raise InvalidRequest("task", "cannot be given together with queue; give one of the two")
     replayed, after = 0, 0

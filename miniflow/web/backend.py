@@ -8,7 +8,8 @@ from typing import Any
 
 from miniflow.clock import Clock
 from miniflow.intake import Intake
-from miniflow.jobs import Accepted, Jobs, NewJob
+from miniflow.jobs import Jobs
+from miniflow.model import Accepted, NewJob
 from miniflow.notices import Notices
 from miniflow.queries import Queries
 from miniflow.registry import Registry

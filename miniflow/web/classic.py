@@ -15,13 +15,13 @@ from litestar.params import Parameter
 
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest, NotFound, UnknownTask
-from miniflow.intake import EMPTY, Submission
+from miniflow.intake import EMPTY, Key, Seconds, Submission
 from miniflow.queries import Job, is_terminal
 from miniflow.retry import RetryPolicy
 from miniflow.states import State
-from miniflow.web.api import find_job, respond, retry_after
+from miniflow.web.api import find_job, idempotency_key, respond, retry_after
 from miniflow.web.backend import Backend
-from miniflow.web.problems import decode_error, log
+from miniflow.web.problems import decoded, log
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -47,12 +47,12 @@ class Submit(msgspec.Struct, kw_only=True):
     payload: msgspec.Raw
     max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     queue: str | None = None
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class RqRetry(msgspec.Struct):
     max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    interval: Annotated[list[Annotated[float, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)] | float = 0
+    interval: Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | Seconds = 0
 
 
 class SubmitJob(msgspec.Struct, kw_only=True):
@@ -61,18 +61,15 @@ class SubmitJob(msgspec.Struct, kw_only=True):
     task: str
     payload: msgspec.Raw = EMPTY
     retry: RqRetry | None = None
-    ttl: float | None = None
-    result_ttl: float | None = None
-    failure_ttl: float | None = None
+    ttl: Seconds | None = None
+    result_ttl: Seconds | None = None
+    failure_ttl: Seconds | None = None
     queue: str | None = None
-    request_id: str | None = None
+    request_id: Key | None = None
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as exc:
-        raise decode_error(exc) from None
+def _decode(body: bytes, kind: Any) -> Any:
+    return decoded(msgspec.json.Decoder(kind).decode, body)
 
 
 def _request_id(request: AnyRequest) -> str | None:
@@ -90,7 +87,7 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
     if wanted.task not in backend.registry:
         return respond({"detail": "Unknown task"}, 400)
     submission = Submission(
-        task=wanted.task, payload=wanted.payload, max_retries=wanted.max_retries, queue=wanted.queue, idempotency_key=wanted.idempotency_key or _key(request)
+        task=wanted.task, payload=wanted.payload, max_retries=wanted.max_retries, queue=wanted.queue, idempotency_key=idempotency_key(request, wanted.idempotency_key)
     )
     ((job_id, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))])
     log_api.info("Enqueued job_id=%s task=%s", job_id, wanted.task)
@@ -100,7 +97,7 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
 @get("/status/{job_id:str}", summary="The status of a job (classic)")
 async def status(job_id: str, backend: Backend) -> Response[bytes]:
     job = _find(backend, job_id)
-    return respond({"job_id": job.id, "status": STATUS.get(State(job.status), "queued"), "progress": job.progress, "updated_at": job.updated_at})
+    return respond({"job_id": job.id, "status": STATUS.get(State(job.status), "queued"), "progress": _or_none(job.progress), "updated_at": job.updated_at})
 
 
 @get("/result/{job_id:str}", summary="The result of a job (classic)")
@@ -151,7 +148,7 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
         max_retries=wanted.retry.max if wanted.retry else 0,
         retry=_intervals(wanted.retry),
         tags=["api", "v1"],
-        idempotency_key=wanted.request_id or _key(request),
+        idempotency_key=idempotency_key(request, wanted.request_id, "request_id"),
     )
     job_id = f"{RQ_PREFIX}{uuid.uuid4()}"
     ((accepted, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)])
@@ -208,7 +205,7 @@ async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
         if "job" not in wanted:
             raise InvalidRequest("job", "is missing; it names the job's class")
         name = _decode(bytes(wanted.pop("job")), str)
-        queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None)  # type: ignore[arg-type]
+        queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None)
         submissions = [Submission(task=name, payload=msgspec.Raw(msgspec.json.encode(wanted)), queue=queue)]
     else:
         submissions = [Submission(task=name, payload=msgspec.Raw(payload)) for name, payload in DEMO if name in backend.registry]
@@ -243,10 +240,6 @@ class _ClassicNotFound(NotFound):
 def _must_be_object(payload: msgspec.Raw) -> None:
     if not bytes(payload).lstrip().startswith(b"{"):
         raise InvalidRequest("payload", "expected an object")
-
-
-def _key(request: AnyRequest) -> str | None:
-    return request.headers.get("idempotency-key")
 
 
 def _intervals(retry: RqRetry | None) -> RetryPolicy | None:

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from miniflow.errors import MiniFlowError, TooLarge
+from miniflow.errors import TooLarge
 from miniflow.ids import uuid7
 from miniflow.intake import decode_submission
 from miniflow.queries import job_of_new
 from miniflow.web.backend import Backend
-from miniflow.web.problems import PROBLEM, Problem, problem_of
+from miniflow.web.problems import PROBLEM, Problem, problem_of, shaped
 from miniflow.writer import Operation
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -52,7 +52,9 @@ class Door:
         headers: Headers = dict(scope["headers"])
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _respond(send, refusal.status, PROBLEM, encode(refusal), ())
+            refusal.request_id = _request_id(headers) or uuid7()
+            media_type, body = shaped(refusal, scope["path"])
+            await _respond(send, refusal.status, media_type, body, ((b"x-request-id", refusal.request_id.encode()),))
             return
         if scope["method"] == "POST" and scope["path"] == "/api/v1/jobs":
             await self._submit(scope, receive, send, headers)
@@ -99,7 +101,7 @@ class Door:
         request_id = _request_id(headers)
         try:
             new = backend.intake.job(decode_submission(body), request_id=request_id)
-        except (msgspec.DecodeError, UnicodeDecodeError, MiniFlowError):
+        except Exception:  # whatever it is, the route in full meets it again, and answers it
             new = None
         if new is None or new.key is not None:
             await self._in_full(scope, replayed(message, receive), send, headers)

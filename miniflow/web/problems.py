@@ -7,18 +7,21 @@ The classic routes answer ``{"detail": …}`` alone, as their seeds do.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import MediaType, Request, Response
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, ValidationException
 
 from miniflow import errors
 
 log = logging.getLogger("miniflow.http")
 
 PROBLEM = "application/problem+json"
+
+T = TypeVar("T")
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
@@ -84,13 +87,44 @@ def _status(exc: Exception) -> tuple[int, str]:
 
 
 def answer(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """Litestar's exception handler: problem details, or the classic shape for the classic routes."""
+    """Litestar's exception handler."""
     request_id = request.scope.get("miniflow_request_id")
-    problem, headers = problem_of(exc, request_id if isinstance(request_id, str) else None)
-    if request.scope["path"].startswith("/api/"):
-        return Response(msgspec.json.encode(problem), status_code=problem.status, headers=headers, media_type=PROBLEM)
-    body = {"detail": problem.detail, **({"field": problem.field} if problem.field else {})}
-    return Response(msgspec.json.encode(body), status_code=problem.status, headers=headers, media_type=MediaType.JSON)
+    problem, headers = problem_of(_in_our_words(request, exc), request_id if isinstance(request_id, str) else None)
+    media_type, body = shaped(problem, request.scope["path"])
+    return Response(body, status_code=problem.status, headers=headers, media_type=media_type)
+
+
+def shaped(problem: Problem, path: str) -> tuple[str, bytes]:
+    """Media type and body: problem details under ``/api/``, the classic shape for the classic routes."""
+    if path.startswith("/api/"):
+        return PROBLEM, msgspec.json.encode(problem)
+    return MediaType.JSON, msgspec.json.encode({"detail": problem.detail, **({"field": problem.field} if problem.field else {})})
+
+
+def _in_our_words(request: Request[Any, Any, Any], exc: Exception) -> Exception:
+    """Litestar's refusals with what was asked for in them, and what could be asked for instead."""
+    if isinstance(exc, NotFoundException):
+        return NotFoundException(f"there is no {request.scope['path']} here; /openapi.json lists what there is")
+    if isinstance(exc, MethodNotAllowedException):
+        allowed = (exc.headers or {}).get("allow", "")
+        return MethodNotAllowedException(f"{request.method} is not allowed here; allowed: {allowed}", headers=exc.headers)
+    if isinstance(exc, ValidationException) and isinstance(exc.extra, list) and exc.extra:
+        first: dict[str, Any] = exc.extra[0]  # a parameter of the query or the path
+        reason = str(first.get("message", "cannot be taken")).replace("`", "")
+        return errors.InvalidRequest(str(first.get("key", "")), reason[:1].lower() + reason[1:])
+    return exc
+
+
+def decoded(decode: Callable[[bytes], T], body: bytes, where: str = "") -> T:
+    """What ``decode`` makes of a body. InvalidRequest that names the field, or BadJson; ``where`` goes before its name."""
+    try:
+        return decode(body)
+    except msgspec.DecodeError as exc:
+        raise decode_error(exc, where) from None
+    except UnicodeDecodeError:
+        raise BadJson(where.rstrip("."), "the body is not UTF-8") from None
+    except RecursionError:
+        raise BadJson(where.rstrip("."), "the body is nested too deeply") from None
 
 
 def decode_error(exc: msgspec.DecodeError, where: str = "") -> errors.InvalidRequest:

@@ -1,0 +1,52 @@
+"""After a process has died: every lease is void, since whoever held it is gone. No timeout is needed to know that.
+
+A row that was only claimed goes back as it was. One that was begun has crashed once more: it runs again, until the process has
+died CRASHES_MAX times under it – then it is the job, and it goes to the dead letters with that reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from miniflow import statements as sql
+from miniflow.states import State
+from miniflow.writer import Transaction, json_text
+
+CRASHES_MAX = 3
+CRASHED = "the process ended while this job ran"
+BURIED = f"{CRASHED}, for the third time"
+
+
+class Recovered(NamedTuple):
+    """What the last process left behind, if it died: rows only claimed, rows to run again, rows buried; and their numbers."""
+
+    released: int
+    again: int
+    buried: int
+    suspects: frozenset[int]
+
+
+def recover(tx: Transaction) -> Recovered:
+    """Void all leases. To be run before anything is claimed."""
+    left = tx.run(sql.LEFT_BEHIND)
+    begun = [row for row in left if row[1] == State.RUNNING]
+    again = [row for row in begun if row[5] + 1 < CRASHES_MAX]
+    buried = [row for row in begun if row[5] + 1 >= CRASHES_MAX]
+    tx.run(sql.RECOVER_UNBEGUN)
+    _move(tx, again, sql.RECOVER_CRASHED, State.QUEUED, CRASHED)
+    _move(tx, buried, sql.BURY_CRASHED, State.DEAD_LETTER, BURIED)
+    suspects = frozenset(row[0] for row in left) - {row[0] for row in buried}
+    return Recovered(len(left) - len(begun), len(again), len(buried), suspects)
+
+
+def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:
+    if not rows:
+        return
+    tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
+    history = [(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at in rows]
+    tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
+    for _, _, queue, task, *_ in rows:
+        tx.count(State.RUNNING, queue, -1)
+        tx.count(state, queue)
+        if state is State.DEAD_LETTER:
+            tx.count("failed", task)

@@ -1,0 +1,110 @@
+"""What happens to jobs because time passes: delayed and retrying ones become ready, those that waited too long expire.
+
+Steps of every group of the writer, each a comparison of two numbers when nothing is due. They keep the time of the next event
+in memory, so nobody polls the file; a step that finds more than SWEEP_MAX rows leaves the rest to the next group.
+
+Somebody may set the clock. ``run_at`` is wall time and means what it says; a delay, a backoff and a ttl are durations and keep
+their length: the rows that wait for one are moved along with the clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from miniflow import statements as sql
+from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.states import State
+from miniflow.writer import Transaction, Writer
+
+if TYPE_CHECKING:
+    from miniflow.jobs import Jobs
+
+log = logging.getLogger("miniflow.timers")
+
+SWEEP_MAX = 1000  # rows promoted or expired in one group: a sweep must not hold up a submit
+
+
+class Timers:
+    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock) -> None:
+        self._jobs, self._clock = jobs, clock
+        self._next_due_ms = self._next_expiry_ms = math.inf
+        self.offset_ms = clock.offset_ms()
+        writer.every_group(self._watch_clock, due_in_s=lambda: 0 if self._jump_ms() else math.inf)
+        writer.every_group(self._promote, due_in_s=lambda: (self._next_due_ms - self._clock.now_ms()) / 1000)
+        writer.every_group(self._expire, due_in_s=lambda: (self._next_expiry_ms - self._clock.now_ms()) / 1000)
+
+    def expect(self, run_at: int | None, expires_at: int | None) -> None:
+        """A row that is due, or over, at these times has come."""
+        if run_at is not None:
+            self._next_due_ms = min(self._next_due_ms, run_at)
+        if expires_at is not None:
+            self._next_expiry_ms = min(self._next_expiry_ms, expires_at)
+
+    def look(self, tx: Transaction) -> None:
+        """Read from the file what is next."""
+        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
+        self._next_expiry_ms = _or_never(tx.run(sql.NEXT_EXPIRY))
+
+    def remember_clock(self, tx: Transaction, boot_id: str) -> None:
+        """At start: was the clock set while we were away? Only the same boot of the machine can tell."""
+        before = dict(tx.run(sql.META_OF_CLOCK))
+        if boot_id and before.get("boot_id") == boot_id and isinstance(before.get("clock_offset_ms"), int):
+            self.offset_ms = before["clock_offset_ms"]
+            self._watch_clock(tx)
+        tx.run(sql.META_PUT, "boot_id", boot_id)
+        tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
+
+    # ----------------------------------------------------------------------------------------------------------- the steps
+
+    def _jump_ms(self) -> int:
+        jump_ms = self._clock.offset_ms() - self.offset_ms
+        return jump_ms if abs(jump_ms) > CLOCK_JUMP_MS else 0
+
+    def _watch_clock(self, tx: Transaction) -> None:
+        jump_ms = self._jump_ms()
+        if not jump_ms:
+            return
+        before = self.offset_ms
+        tx.on_rollback(lambda: setattr(self, "offset_ms", before))
+        self.offset_ms += jump_ms
+        self._jobs.give_back(tx, lambda row: row.expires_at is not None)  # what is held has the old times
+        tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms)
+        tx.run(sql.SHIFT_EXPIRIES, jump_ms)
+        tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
+        self.look(tx)
+        log.warning("the clock was set by %+.1f s; delays, backoffs and ttls go on as long as they were meant to", jump_ms / 1000)
+
+    def _promote(self, tx: Transaction) -> None:
+        if self._next_due_ms > tx.now_ms:
+            return
+        tx.on_rollback(self._look_again)
+        rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._jobs.turn(tx), SWEEP_MAX)
+        for _, queue, priority, retried in rows:
+            tx.count(State.RETRYING if retried else State.SCHEDULED, queue, -1)
+            tx.count(State.QUEUED, queue)
+            self._jobs.ready(tx, queue, priority)
+        self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
+
+    def _expire(self, tx: Transaction) -> None:
+        if self._next_expiry_ms > tx.now_ms:
+            return
+        tx.on_rollback(self._look_again)
+        self._jobs.give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms and not row.begun)
+        rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX)
+        for _, queue, _ in rows:
+            tx.count(State.QUEUED, queue, -1)
+            tx.count(State.EXPIRED, queue)
+        self._jobs.publish(tx, lambda: [job_id for _, _, job_id in rows])
+        if len(rows) == SWEEP_MAX:
+            self._next_expiry_ms = tx.now_ms
+        else:  # one that is over and was not taken has just been begun: its row says so in a moment
+            self._next_expiry_ms = max(_or_never(tx.run(sql.NEXT_EXPIRY)), tx.now_ms + 1000)
+
+    def _look_again(self) -> None:
+        self._next_due_ms = self._next_expiry_ms = 0
+
+
+def _or_never(rows: list[Any]) -> float:
+    return math.inf if rows[0][0] is None else rows[0][0]
