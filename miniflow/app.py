@@ -22,7 +22,6 @@ from typing import Any
 
 import uvicorn
 import watchfiles
-from litestar.types import ASGIApp
 
 from miniflow import __version__
 from miniflow.engine import Engine
@@ -32,6 +31,7 @@ from miniflow.readers import Readers
 from miniflow.settings import Settings
 from miniflow.web import site
 from miniflow.web.backend import Backend
+from miniflow.web.door import Site
 
 log = logging.getLogger("miniflow")
 
@@ -52,11 +52,11 @@ class _Server(uvicorn.Server):
 class Application:
     """Opens the port and the database when it is made (SettingsError, StoreError), serves in ``run``."""
 
-    def __init__(self, settings: Settings, *, around: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+    def __init__(self, settings: Settings, *, around: Callable[[Site], Site] | None = None) -> None:
         """``around`` may wrap the ASGI application: an embedding program mounts it beside its own routes."""
         _check_exposure(settings)
         self.settings = settings
-        self._around = around or (lambda site: site)
+        self._around: Callable[[Site], Site] = around or (lambda site: site)
         self._socket = _listen(settings.host, settings.port)
         try:
             self.engine = Engine(settings)
@@ -133,7 +133,7 @@ class Application:
     async def _until_stopped(self, on_ready: OnReady | None) -> BaseException | None:
         assert self._stopping is not None
         stopping = asyncio.create_task(self._stopping.wait())
-        ready = asyncio.create_task(on_ready(self)) if on_ready is not None else None  # type: ignore[arg-type]
+        ready = asyncio.ensure_future(on_ready(self)) if on_ready is not None else None
         done, _ = await asyncio.wait([task for task in (stopping, ready) if task is not None], return_when=asyncio.FIRST_COMPLETED)
         if ready is not None and ready in done and ready.exception() is not None:
             stopping.cancel()
@@ -184,7 +184,7 @@ class Application:
 
     def _tell_recovered(self) -> None:
         found = self.engine.recovered
-        if found.suspects or found.buried:
+        if any(found):
             log.warning("the last process did not stop cleanly: %d jobs were running and run again, %d were buried after their third crash, %d had not begun", found.again, found.buried, found.released)
 
 

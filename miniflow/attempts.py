@@ -18,7 +18,7 @@ from miniflow.errors import JobInterrupted
 
 
 class Claimed(NamedTuple):
-    """A row that this process has a lease on. The fields are those of ``statements.CLAIMED``, then one of ours."""
+    """A row that this process has a lease on. The fields are those of ``statements.CLAIMED_BY_LEASE``."""
 
     seq: int
     id: str
@@ -37,7 +37,6 @@ class Claimed(NamedTuple):
     tags: str | None
     meta: str | None
     lease: int
-    begun: bool = False  # the begin mark was written with the claim
 
 
 class Attempt:
@@ -63,8 +62,8 @@ class Attempt:
 
     def __init__(self, claimed: Claimed, worker_id: str, started_at: int) -> None:
         self.claimed, self.worker_id, self.started_at = claimed, worker_id, started_at
-        self.number = claimed.attempt if claimed.begun else claimed.attempt + 1
-        self.marked = claimed.begun  # the row says `running`; set by the writer's thread, after the commit
+        self.number = claimed.attempt + 1
+        self.marked = False  # the row says `running`; set by the writer's thread, after the commit
         self.charged = True  # False: ended before its body began (expired, revoked), so it counts for nothing
         self.deadline_boot_ms: int | None = None
         self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
@@ -74,7 +73,7 @@ class Attempt:
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
         self._thread_id: int | None = None
-        self._cancel: Callable[[], None] | None = None
+        self._cancel: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted" if self._pending else "running"
@@ -87,7 +86,7 @@ class Attempt:
 
     # ------------------------------------------------------------------------------------------------ the body's thread
 
-    def enter(self, thread_id: int | None, cancel: Callable[[], None] | None = None) -> None:
+    def enter(self, thread_id: int | None, cancel: Callable[[], object] | None = None) -> None:
         """The body begins, in a thread that can be interrupted, or as a coroutine that ``cancel`` stops."""
         with self._lock:
             self._thread_id, self._cancel = thread_id, cancel

@@ -141,14 +141,14 @@ def current() -> JobContext:
     return _current.get()()
 
 
-class use:  # noqa: N801 - read as a verb: ``with use(run.context):``
-    """Make what ``make()`` returns the current context within a ``with`` block; made when it is asked for, since most jobs never
-    ask. A class, because a generator would cost a no-op job a microsecond."""
+class use:
+    """Make a context the current one within a ``with`` block. Given as a callable it is made when it is asked for, since most jobs
+    never ask. A class, because a generator would cost a no-op job a microsecond."""
 
     __slots__ = ("_make", "_token")
 
-    def __init__(self, make: Callable[[], JobContext]) -> None:
-        self._make = make
+    def __init__(self, context: JobContext | Callable[[], JobContext]) -> None:
+        self._make = (lambda: context) if isinstance(context, JobContext) else context
 
     def __enter__(self) -> None:
         self._token = _current.set(self._make)

@@ -204,7 +204,8 @@ class Show:
         self._console.print(Text(text, style=style))
 
     def event(self, task: str, what: str, detail: str = "") -> None:
-        line = Text(f"{time.monotonic() - self._began:7.2f} s  ", style="dim")
+        line = Text()
+        line.append(f"{time.monotonic() - self._began:7.2f} s  ", style="dim")
         line.append(f"{task:<15} ", style="bold")
         line.append(f"{what:<10}", style=COLOURS.get(what, ""))
         line.append(f" {detail}", style="dim" if what == "log" else "")

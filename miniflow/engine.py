@@ -14,15 +14,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from miniflow import db, registry
+from miniflow import db, guard, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
-from miniflow.errors import JobReturned
+from miniflow.errors import JobReturned, StoreFull
 from miniflow.executors.coroutine import AsyncLane
-from miniflow.huey_adapter import JobsHuey, Services
+from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
+from miniflow.huey_execution import Services
 from miniflow.intake import Intake, submission_from_options
 from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
@@ -45,9 +46,14 @@ class Engine:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         self.huey = huey or shared_huey
-        self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
+        guard.protect(settings.db)  # before the task files, which are code that could open it
+        try:
+            self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
+            self.database = db.open_writer(settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL")
+        except BaseException:  # whatever it was, nothing is open
+            guard.release(settings.db)
+            raise
         self.registry = specs if specs is not None else self.loaded.registry if self.loaded else registry.Registry()
-        self.database = db.open_writer(settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL")
         self.running, self.notices = Running(), Notices()
         self.prefix = f"worker-{secrets.token_hex(4)}"
         self.writer = Writer(self.database.connection, self.clock)
@@ -78,7 +84,7 @@ class Engine:
             grace_ms=round(settings.stop_grace * 1000),
             least_ahead=lambda: settings.async_slots if self.has_async else 0,
         )
-        self.recovered = Recovered(0, 0, 0, frozenset())
+        self.recovered = Recovered(0, 0, 0)
         self.started_at_ms = self.clock.now_ms()
 
     # --------------------------------------------------------------------------------------------------------- start, stop
@@ -88,8 +94,7 @@ class Engine:
 
         def first(tx: Transaction) -> None:
             self.jobs.timers.remember_clock(tx, boot_id())
-            self.recovered = recover(tx)
-            self.jobs.suspects = set(self.recovered.suspects)
+            self.recovered, self.jobs.suspects = recover(tx)
             self.jobs.timers.look(tx)
 
         self.writer.run_now(first)
@@ -105,17 +110,21 @@ class Engine:
 
     def describe_process(self, words: str) -> None:
         """Leave in the file who has it, for the one who finds it taken."""
+
+        def put(tx: Transaction) -> None:
+            tx.run(sql.META_PUT, "process", words)
+
         if self.writer.started:
-            self.writer.call("verb", lambda tx: tx.run(sql.META_PUT, "process", words))
+            self.writer.call("verb", put)
         else:
-            self.writer.run_now(lambda tx: tx.run(sql.META_PUT, "process", words) and None)
+            self.writer.run_now(put)
 
     def stop_taking(self) -> None:
         """No further job is accepted or begun; what was claimed ahead goes back to the queue."""
         self.jobs.accepting = self.jobs.claiming = False
         self.async_lane.stop_taking()
         self.consumer.stop_taking()
-        self.writer.call("verb", self.jobs.give_back_all)
+        self._if_disk_allows(self.jobs.give_back_all)
 
     def wait_for_running(self, grace_s: float, hurry: threading.Event | None = None) -> bool:
         """Give running jobs so long to end, or until ``hurry``; True if all have."""
@@ -129,7 +138,7 @@ class Engine:
         """Return what still runs to the queue, write what is left to write, give the file back. Returns how many came back."""
         late = [attempt for attempt in self.running.all() if attempt.finish()]
         if late:
-            self.writer.call("verb", self.jobs.return_running(late))
+            self._if_disk_allows(self.jobs.return_running(late))
             for attempt in late:
                 attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
         self.supervisor.stop()
@@ -139,6 +148,12 @@ class Engine:
         self.writer.close()
         self.database.close()
         return len(late)
+
+    def _if_disk_allows(self, verb: Callable[[Transaction], object]) -> None:
+        try:
+            self.writer.call("verb", verb)
+        except StoreFull:  # the next start voids all leases anyhow
+            log.warning("the disk is full: jobs that were claimed go back to the queue at the next start")
 
     def stop(self, grace_s: float | None = None) -> int:
         """All of it, in order."""

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from miniflow.errors import SecondLibrary
 
@@ -52,12 +53,12 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event not in ("open", "sqlite3.connect") or not _guarded:
         return
     target = args[0]
-    if isinstance(target, bytes):
-        target = os.fsdecode(target)
     if not isinstance(target, str):
-        return  # an open file descriptor: whoever made it has passed here
+        if not isinstance(target, bytes | os.PathLike):
+            return  # an open file descriptor: whoever made it has passed here
+        target = os.fsdecode(target)
     if target.startswith("file:"):  # the URI form of sqlite3.connect
-        target = target[5:].split("?", 1)[0]
+        target = unquote(urlsplit(target).path)
     # Most opens are of other names; resolving links costs a system call each, so only a likely one is resolved.
     if os.path.basename(target) not in _names and not os.path.islink(target):
         return

@@ -21,182 +21,24 @@ from typing import Any
 
 from huey import signals as S
 from huey.api import Huey, PeriodicTask, Result, ResultGroup, Task, TaskWrapper, chord, group
-from huey.constants import EmptyData
 from huey.exceptions import CancelExecution, ConfigurationError, TaskTimeout
 from huey.registry import Registry as HueyRegistry
-from huey.utils import Error
 
 from miniflow import context, outcome, registry
 from miniflow.attempts import Attempt
 from miniflow.clock import Clock, SystemClock, to_ms
-from miniflow.errors import (
-    BadResult,
-    InvalidRequest,
-    JobInterrupted,
-    JobTimeout,
-    MiniFlowError,
-    NonRetryable,
-    RetryAfter,
-    TaskExit,
-    TooLarge,
-)
-from miniflow.executors import coroutine, thread
-from miniflow.huey_storage import FailedResult, JobsStorage, naive_utc
+from miniflow.errors import InvalidRequest, MiniFlowError
+from miniflow.huey_execution import Execution, Services
+from miniflow.huey_serializer import JsonSerializer
+from miniflow.huey_storage import JobsStorage, naive_utc
 from miniflow.intake import Intake, submission_from_options
-from miniflow.jobs import Jobs
-from miniflow.model import Ending, LogLine, NewJob
+from miniflow.model import NewJob
 from miniflow.payload import bind_signature
 from miniflow.registry import TaskSpec
 from miniflow.retry import RetryPolicy
 from miniflow.states import State
-from miniflow.writer import Operation, ThreadWaiter, json_text
 
 log = logging.getLogger("miniflow.worker")
-
-LOG_LINE_CHARS_MAX = 16_000
-
-class Services:
-    """What an execution needs of the running system."""
-
-    def __init__(self, jobs: Jobs, clock: Clock, *, max_result_bytes: int, max_log_bytes: int) -> None:
-        self.jobs, self.clock = jobs, clock
-        self.max_result_bytes, self.max_log_bytes = max_result_bytes, max_log_bytes
-
-
-class Execution:
-    """One attempt on its way through huey's ``execute``: collects what came of it, to be written once."""
-
-    __slots__ = (
-        "attempt", "began", "delay_ms", "error", "error_type", "final", "outcome", "raised", "result", "retries_left", "retry_at", "services",
-        "spec", "state", "trace",
-    )  # fmt: skip
-
-    def __init__(self, attempt: Attempt, spec: TaskSpec, services: Services) -> None:
-        self.attempt, self.spec, self.services = attempt, spec, services
-        self.began = False
-        self.raised: Exception | None = None  # by the body, before huey heard of it
-        self.final = False  # no retry, whatever is left
-        self.retries_left = 0  # once it is to be retried
-        self.state: State | None = None
-        self.result: str | None = None
-        self.delay_ms: int | None = None  # asked for by the task
-        self.retry_at: int | None = None
-        self.outcome = "failed"
-        self.error_type = self.error = ""
-        self.trace: str | None = None
-
-    # ----------------------------------------------------------------------------------------------------- the body
-
-    def run_body(self, call: Callable[[], Any]) -> Any:
-        """Run the function by its executor and encode its result; whatever it does ends as a value or an Exception."""
-        attempt = self.attempt
-        self.began = True
-        self.services.jobs.mark_begun(attempt)
-        try:
-            with context.use(self.context):
-                value = coroutine.run(attempt, call) if self.spec.executor == "async" else thread.run(attempt, call)
-            self.result = self._encode(value)
-            return value
-        except JobInterrupted as exc:
-            raise self._interrupted(exc) from exc
-        except Exception as exc:
-            if isinstance(exc, RetryAfter):
-                self.delay_ms = round(exc.delay_s * 1000)
-            elif isinstance(exc, (NonRetryable, *self.spec.no_retry_on)):
-                self.final = True
-            raise
-        except BaseException as exc:  # sys.exit, KeyboardInterrupt and the like end the job, not the worker
-            raise TaskExit(f"the task raised {type(exc).__name__}({exc}); a task ends by returning") from exc
-
-    def _encode(self, value: Any) -> str | None:
-        try:
-            return outcome.encode_result(value, as_text=self.spec.as_text, limit=self.services.max_result_bytes)
-        except Exception as exc:  # too large, no JSON, a cycle: the next attempt would return the same
-            raise BadResult(str(exc) if isinstance(exc, TooLarge) else f"the result is not JSON: {exc}") from exc
-
-    def _interrupted(self, exc: JobInterrupted) -> Exception:
-        if isinstance(exc, JobTimeout):
-            self.outcome = "timed_out"
-            return TaskTimeout(f"timed out after {(self.attempt.claimed.timeout_ms or 0) / 1000:g} s")
-        return CancelExecution(retry=False)
-
-    def context(self) -> context.JobContext:
-        attempt, claimed = self.attempt, self.attempt.claimed
-        return context.JobContext(
-            job_id=claimed.id,
-            task=claimed.task,
-            queue=claimed.queue,
-            attempt=attempt.number,
-            max_retries=claimed.max_retries,
-            payload=claimed.payload,
-            request_id=claimed.request_id or claimed.id,
-            meta=outcome.decode_json(claimed.meta) if claimed.meta else None,
-            tags=tuple(outcome.decode_json(claimed.tags)) if claimed.tags else (),
-            write_log=self.write_log,
-            write_progress=self.write_progress,
-            pending_interrupt=lambda: attempt.pending,
-            deadline_ms=attempt.deadline_boot_ms,
-            boot_ms=self.services.clock.boot_ms,
-        )
-
-    def write_log(self, level: str, message: str) -> None:
-        attempt, limit = self.attempt, self.services.max_log_bytes
-        message = outcome.middle_out(message, LOG_LINE_CHARS_MAX)
-        before = attempt.log_bytes
-        attempt.log_bytes += len(message) + 1
-        if before >= limit:
-            return
-        if attempt.log_bytes >= limit:
-            level, message = "WARNING", f"the log is at its limit (max_log_bytes = {limit:,}); later lines of this attempt are left out"
-        line = LogLine(attempt.claimed.seq, attempt.number, level, self.services.clock.now_ms(), message)
-        self.services.jobs.writer.post(Operation("log", line, keep=True))
-
-    def write_progress(self, done: float, total: float | None, message: str | None) -> None:
-        shown = json_text({"done": done, "total": 1.0 if total is None else total, **({"message": message} if message else {})})
-        claimed = self.attempt.claimed
-        self.services.jobs.writer.post(Operation("progress", (claimed.seq, claimed.lease, shown)))
-
-    # -------------------------------------------------------------------------------------------------------- its end
-
-    def conclude(self, *, wait: bool = False) -> None:
-        """Write the end. Once: the watchdog may have been first, and then this one is too late and says nothing."""
-        if not self.attempt.finish():
-            return
-        ending = self._ending()
-        if not wait:
-            self.services.jobs.post_end(ending)
-            return
-        operation, waiter = Operation("end", ending, keep=True), ThreadWaiter()
-        operation.waiter = waiter
-        self.services.jobs.post_end(ending, operation)
-        waiter.wait()
-
-    def _ending(self) -> Ending:
-        attempt = self.attempt
-        if self.state is State.COMPLETED:
-            return Ending(attempt, State.COMPLETED, result=self.result)
-        if self.state in (State.CANCELLED, State.EXPIRED):
-            history = "cancelled" if attempt.charged else None
-            return Ending(attempt, self.state, outcome=history, error_type=self.error_type or None, error=self.error or self.state)
-        return outcome.failure(
-            attempt,
-            outcome=self.outcome,
-            error_type=self.error_type,
-            error=self.error,
-            trace=self.trace,
-            now_ms=self.services.clock.now_ms(),
-            delay_ms=None if self.retry_at is None else max(self.retry_at - self.services.clock.now_ms(), 0),
-            max_retries=self._max_retries(),
-        )
-
-    def _max_retries(self) -> int | None:
-        """huey's RetryTask gives a retry on top: then the row's number grows, so that what is left stays the same."""
-        claimed = self.attempt.claimed
-        if self.retry_at is None:
-            return None
-        wanted = self.attempt.number - claimed.crashes + self.retries_left
-        return wanted if wanted != claimed.max_retries else None
-
 
 _execution: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("miniflow_execution", default=None)
 
@@ -540,33 +382,10 @@ class _Body:
             if run.raised is not None:
                 raise run.raised
             return run.run_body(self._body)
-        except Exception:
+        except Exception:  # whatever the task raises; huey goes on with it
             if run.final:
                 self._task.retries = 0
             raise
-
-
-class JsonSerializer:
-    """JSON in place of huey's pickle: a stored value can be read with any tool, and reading one runs no code."""
-
-    def serialize(self, data: Any) -> Any:
-        if isinstance(data, Error):
-            return json_text({"$error": data.metadata})
-        if isinstance(data, tuple) and data and isinstance(data[0], dt.datetime):  # a revocation: (until, once)
-            return json_text({"$until": data[0].isoformat(), "once": data[1]})
-        return json_text(data)
-
-    def deserialize(self, data: Any) -> Any:
-        if isinstance(data, FailedResult):
-            return Error({"error": data.error, "task_id": data.job_id, "traceback": "", "retries": 0})
-        if data is EmptyData or isinstance(data, int):
-            return data
-        value = outcome.decode_json(data)
-        if isinstance(value, dict) and "$error" in value:
-            return Error(value["$error"])
-        if isinstance(value, dict) and "$until" in value:
-            return (dt.datetime.fromisoformat(value["$until"]), value["once"])
-        return value
 
 
 huey = JobsHuey()

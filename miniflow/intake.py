@@ -87,7 +87,7 @@ class Intake:
         new_id = job_id or uuid7()
         row: list[Any] = [new_id, spec.name, queue, priority, state, payload, max_retries, timeout_ms or None, run_at, relative, expires_at, request_id]
         key = s.idempotency_key
-        if s.retry is None and spec is not None and not _has_extras(s, spec) and key is None:
+        if s.retry is None and not _has_extras(s, spec) and key is None:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
                 row.pop()
             return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row)

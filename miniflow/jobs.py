@@ -34,10 +34,11 @@ from miniflow.errors import (
 )
 from miniflow.model import Accepted, Ending, NewJob
 from miniflow.notices import Notices
+from miniflow.operations import Operation
 from miniflow.readahead import ReadAhead
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.timers import Timers
-from miniflow.writer import Operation, Singly, Transaction, Writer, json_text
+from miniflow.writer import Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
@@ -112,12 +113,12 @@ class Jobs:
     def _over_limit(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
         if waiting + len(jobs) > self._max_queue:
             return QueueFull(waiting, self._max_queue)
-        known = self.writer.counters.get("queue", {})
-        for queue in {job.queue for job in jobs}:
-            if queue not in known and ("queue", queue) not in tx.deltas:
-                if len(known) + sum(name == "queue" for name, _ in tx.deltas) >= self._max_queues:
-                    return TooManyQueues(queue, self._max_queues)
-                tx.count("queue", queue)
+        known = self.writer.counters.get("queue", {}).keys() | {label for name, label in tx.deltas if name == "queue"}
+        new = {job.queue for job in jobs} - known
+        if new and len(known) + len(new) > self._max_queues:
+            return TooManyQueues(min(new), self._max_queues)
+        for queue in new:
+            tx.count("queue", queue)
         return None
 
     def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
@@ -146,21 +147,15 @@ class Jobs:
     # ---------------------------------------------------------------------------------------------------------- claiming
 
     def _hungry(self) -> bool:
-        return self.claiming and self.readahead.more and self.readahead.room() > 0 and not (self.suspects and self._wanted() <= 0)
-
-    def _wanted(self) -> int:
-        """How many rows to claim now. After an unclean stop, while rows of then are left: one for each free worker, begun with
-        the claim, so that a job that kills the process is known by its mark and not hidden among a few hundred innocent."""
-        if self.suspects:
-            return self.readahead.idle_threads - len(self.readahead)
-        return self.readahead.room()
+        return self.claiming and self.readahead.more and self.readahead.room() > 0
 
     def _claim(self, tx: Transaction) -> None:
         if not (self.claiming and self.readahead.more):
             return
-        wanted = self._wanted()
+        wanted = self.readahead.room()
         if wanted <= 0:
             return
+        tx.on_rollback(lambda: setattr(self.readahead, "more", True))
         lease = next(self._leases)
         left = wanted
         for names in self._ranks(tx):
@@ -172,8 +167,6 @@ class Jobs:
                 break
         rows: list[Claimed] = decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0]) if left < wanted else []
         self.readahead.more = left <= 0
-        if self.suspects:
-            rows = self._begin_at_once(tx, rows)
         if rows:
             tx.on_commit(lambda: self.readahead.push(rows))
 
@@ -188,39 +181,29 @@ class Jobs:
                 ranks.append(members)
         return ranks
 
-    def _begin_at_once(self, tx: Transaction, rows: list[Claimed]) -> list[Claimed]:
-        if not rows:  # the queue ran dry: whoever was left behind has gone another way
-            self.suspects.clear()
-            return rows
-        marks = [(row.seq, row.lease, tx.now_ms, None) for row in rows]
-        tx.run(sql.BEGIN_IF_LEASED, json_text(marks))
-        for row in rows:
-            tx.count(State.QUEUED, row.queue, -1)
-            tx.count(State.RUNNING, row.queue)
-        self.suspects.difference_update(row.seq for row in rows)
-        return [row._replace(attempt=row.attempt + 1, begun=True) for row in rows]
-
     def give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
+        """Return what is held and ``unwanted`` to the queue; how many rows."""
         rows = self.readahead.take_back(unwanted)
         if rows:
             tx.on_rollback(lambda: self.readahead.push(rows))
             self.readahead.more = True
-            self._release(tx, [(row.seq, row.lease, int(row.begun)) for row in rows], {row.seq: (row.queue, row.begun) for row in rows})
+            tx.run(sql.UNCLAIM_IF_QUEUED, json_text([row.seq for row in rows]))
         return len(rows)
-
-    def _release(self, tx: Transaction, rows: list[tuple[int, int, int]], known: dict[int, tuple[str, bool]]) -> None:
-        for (seq,) in tx.run(sql.RELEASE_IF_LEASED, json_text(rows), tx.now_ms):
-            queue, begun = known[seq]
-            if begun:
-                tx.count(State.RUNNING, queue, -1)
-                tx.count(State.QUEUED, queue)
 
     # ---------------------------------------------------------------------------------------------- running and ending
 
-    def mark_begun(self, attempt: Attempt) -> None:
-        """The body of ``attempt`` begins: the mark rides in the next group, or in none if the end is in that one already."""
-        if not attempt.marked:
-            self._marks[attempt.claimed.seq] = attempt
+    def mark_begun(self, attempt: Attempt, *, unproven: bool = False) -> None:
+        """The body of ``attempt`` begins: the mark rides in the next group, or in none if the end is in that one already.
+
+        Two kinds of job wait here until the mark is in the file, so that one that kills the process is known by it and not
+        hidden among the innocent: those of a task that has not ended once in this process (``unproven``), and those that were
+        leased when the last process died.
+        """
+        self._marks[attempt.claimed.seq] = attempt
+        if unproven or attempt.claimed.seq in self.suspects:
+            self.suspects.discard(attempt.claimed.seq)
+            self.writer.call("verb", lambda _: None, keep=True)  # marks are written before verbs
+        else:
             self.writer.nudge(now=False)
 
     def post_end(self, ending: Ending, operation: Operation | None = None) -> None:
@@ -234,7 +217,8 @@ class Jobs:
             return
         # Not swapped for a new dict: a worker may hold the old one in its hands.
         attempts = {seq: attempt for seq, attempt in list(self._marks.items()) if self._marks.pop(seq, None) is attempt}
-        tx.on_rollback(lambda: self._marks.update(attempts))
+        # One that has ended meanwhile counts itself with its end.
+        tx.on_rollback(lambda: self._marks.update({seq: a for seq, a in attempts.items() if not a.finished}))
         rows = [(seq, a.claimed.lease, a.started_at, a.worker_id) for seq, a in attempts.items()]
         begun = list(attempts.values())
         if tx.change(sql.BEGIN_IF_LEASED, json_text(rows)) < len(rows):
@@ -243,12 +227,13 @@ class Jobs:
         for attempt in begun:
             tx.count(State.QUEUED, attempt.claimed.queue, -1)
             tx.count(State.RUNNING, attempt.claimed.queue)
+            attempt.marked = True  # at once: an end or a return in this same transaction builds on it
 
-        def committed() -> None:
+        def undo() -> None:
             for attempt in begun:
-                attempt.marked = True
+                attempt.marked = False
 
-        tx.on_commit(committed)
+        tx.on_rollback(undo)
 
     def _end(self, tx: Transaction, ops: list[Operation]) -> None:
         rows = []
@@ -325,8 +310,8 @@ class Jobs:
             held = self.readahead.discard(seq) if lease is not None else None
             if held is not None:
                 tx.on_rollback(lambda: self.readahead.push([held]))
-            if lease is not None and (held is None or held.begun):
-                return self._cancel_running(tx, seq, held)
+            if lease is not None and held is None:
+                return self._cancel_running(tx, seq)
             tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
@@ -335,13 +320,8 @@ class Jobs:
 
         return verb
 
-    def _cancel_running(self, tx: Transaction, seq: int, held: Claimed | None) -> State:
+    def _cancel_running(self, tx: Transaction, seq: int) -> State:
         tx.run(sql.REQUEST_CANCEL_IF_LEASED, seq, tx.now_ms)
-        if held is not None:  # marked as begun with its claim, and no worker has taken it yet
-            attempt = Attempt(held, "", tx.now_ms)
-            op = Operation("end", Ending(attempt, State.CANCELLED, outcome="cancelled", error="cancelled before it ran"))
-            self._end(tx, [op])
-            return State.CANCELLED
 
         def ask() -> None:
             attempt = self.running.find(seq)
@@ -400,12 +380,15 @@ class Jobs:
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
         """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
+        for a in attempts:  # now, and not in the verb: marks are written before verbs
+            self._marks.pop(a.claimed.seq, None)
 
         def verb(tx: Transaction) -> int:
+            tx.run(sql.RELEASE_IF_LEASED, json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts]), tx.now_ms)
             for a in attempts:
-                self._marks.pop(a.claimed.seq, None)
-            known = {a.claimed.seq: (a.claimed.queue, a.marked) for a in attempts}
-            self._release(tx, [(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts], known)
+                if a.marked:
+                    tx.count(State.RUNNING, a.claimed.queue, -1)
+                    tx.count(State.QUEUED, a.claimed.queue)
             return len(attempts)
 
         return verb

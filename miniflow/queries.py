@@ -134,7 +134,7 @@ class Queries:
         next_cursor = _cursor(rows[limit - 1][0]) if len(rows) > limit else None
         if next_cursor is None and scanned_to and scanned_to[0][0] is not None and scanned_to[0][0] > 1:
             next_cursor = _cursor(scanned_to[0][0])
-        return Page(items=[job_of_row(row) for row in rows[:limit]], next_cursor=next_cursor, total=self._total(states, queue, task))
+        return Page(items=[job_of_row(row, listed=True) for row in rows[:limit]], next_cursor=next_cursor, total=self._total(states, queue, task))
 
     def _total(self, states: list[State] | None, queue: str | None, task: str | None) -> int | None:
         if task is not None:
@@ -178,8 +178,8 @@ class Queries:
         return sum(self._writer.total(state) for state in WAITING)
 
 
-def job_of_row(row: tuple[Any, ...]) -> Job:
-    """The shape of a row of ``statements.JOB`` plus payload and result."""
+def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
+    """The shape of a row of ``statements.JOB`` plus payload and result. In a list there is no result, not even that of None."""
     (
         _seq, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
         started_at, completed_at, cancel_at, key, request_id, worker_id, description, _options, tags, meta, progress, last_error, payload, result,
@@ -192,7 +192,7 @@ def job_of_row(row: tuple[Any, ...]) -> Job:
         priority=priority,
         status=state,
         payload=_raw(payload),
-        result=_raw(result) if state != State.COMPLETED or result is not None else msgspec.Raw(b"null"),
+        result=_raw("null" if result is None and state == State.COMPLETED and not listed else result),
         progress=_raw(progress),
         attempt=attempt,
         max_retries=max_retries,

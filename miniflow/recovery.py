@@ -18,32 +18,34 @@ BURIED = f"{CRASHED}, for the third time"
 
 
 class Recovered(NamedTuple):
-    """What the last process left behind, if it died: rows only claimed, rows to run again, rows buried; and their numbers."""
+    """How many rows the last process left behind, if it died: only claimed, to run again, buried (or cancelled, if asked to)."""
 
     released: int
     again: int
     buried: int
-    suspects: frozenset[int]
 
 
-def recover(tx: Transaction) -> Recovered:
-    """Void all leases. To be run before anything is claimed."""
+def recover(tx: Transaction) -> tuple[Recovered, set[int]]:
+    """Void all leases; to be run before anything is claimed. Returns the counts, and the rows that may have been the cause."""
     left = tx.run(sql.LEFT_BEHIND)
     begun = [row for row in left if row[1] == State.RUNNING]
-    again = [row for row in begun if row[5] + 1 < CRASHES_MAX]
-    buried = [row for row in begun if row[5] + 1 >= CRASHES_MAX]
+    stopped = [row for row in begun if row[8] is not None]
+    again = [row for row in begun if row[8] is None and row[5] + 1 < CRASHES_MAX]
+    buried = [row for row in begun if row[8] is None and row[5] + 1 >= CRASHES_MAX]
     tx.run(sql.RECOVER_UNBEGUN)
+    _move(tx, stopped, sql.CANCEL_CRASHED, State.CANCELLED, "cancelled; " + CRASHED)
     _move(tx, again, sql.RECOVER_CRASHED, State.QUEUED, CRASHED)
     _move(tx, buried, sql.BURY_CRASHED, State.DEAD_LETTER, BURIED)
-    suspects = frozenset(row[0] for row in left) - {row[0] for row in buried}
-    return Recovered(len(left) - len(begun), len(again), len(buried), suspects)
+    ended = {row[0] for row in (*stopped, *buried)}
+    counts = Recovered(len(left) - len(begun), len(again), len(buried) + len(stopped))
+    return counts, {row[0] for row in left} - ended
 
 
 def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:
     if not rows:
         return
     tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
-    history = [(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at in rows]
+    history = [(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at, _ in rows]
     tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
     for _, _, queue, task, *_ in rows:
         tx.count(State.RUNNING, queue, -1)

@@ -22,6 +22,10 @@ FILE = "miniflow.toml"
 SECONDS_MAX = 366 * 86_400
 """The longest duration that a setting can be: beyond a year it is a typo, and infinity cannot be counted in milliseconds."""
 
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+SWITCHES = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
+"""What a switch may be called where there is only text to say it with."""
+
 
 class Setting(NamedTuple):
     name: str
@@ -53,7 +57,12 @@ SETTINGS = (
     Setting("insecure", bool, False, "listen on any address without a token"),
     Setting("allowed_hosts", str, "", "further host names that requests may be addressed to, separated by commas"),
     Setting("timeout", _SECONDS, 900.0, "seconds that a job may run, where neither it nor its task says; 0: no limit"),
-    Setting("stop_grace", _SECONDS, 3.0, "seconds that a job gets to end after a timeout or a cancel, before its thread is abandoned"),
+    Setting(
+        "stop_grace",
+        _SECONDS,
+        3.0,
+        "seconds that a job gets to end after a timeout or a cancel, before its thread is abandoned",
+    ),
     Setting("max_payload_bytes", _COUNT, 1_048_576, "size of one job's payload"),
     Setting("max_body_bytes", _COUNT, 67_108_864, "size of a request's body (a batch)"),
     Setting("max_batch", _COUNT, 10_000, "jobs in one batch"),
@@ -61,7 +70,12 @@ SETTINGS = (
     Setting("max_log_bytes", _COUNT, 20_971_520, "size of one attempt's log"),
     Setting("max_queue", _COUNT, 10_000_000, "jobs that may wait; beyond it submits get 429"),
     Setting("max_queues", _COUNT, 1_000, "names of queues"),
-    Setting("durability", Literal["full", "relaxed"], "full", "`full` syncs every commit; `relaxed` may lose the last moments in a power cut"),
+    Setting(
+        "durability",
+        Literal["full", "relaxed"],
+        "full",
+        "`full` syncs every commit; `relaxed` may lose the last moments in a power cut",
+    ),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -99,7 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return [name.strip() for name in self.queues.split(",") if name.strip()]
 
 
-def load(flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+def load(
+    flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Settings:
     """The settings from all four places. ``flags`` holds what the command line gave; None in it means not given."""
     values: dict[str, Any] = {}
     file = (folder or Path.cwd()) / FILE
@@ -132,7 +148,7 @@ def _from_file(file: Path) -> dict[str, Any]:
 def _take(name: str, value: Any, origin: str, *, strict: bool) -> Any:
     setting = BY_NAME[name]
     if not strict and isinstance(value, str) and setting.kind is bool:
-        value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}.get(value.lower(), value)
+        value = SWITCHES.get(value.lower(), value)
     try:
         return msgspec.convert(value, setting.kind, strict=strict)
     except msgspec.ValidationError as exc:
@@ -145,4 +161,6 @@ def _check_together(settings: Settings) -> None:
     if len(set(settings.queue_order)) < len(settings.queue_order):
         raise SettingsError(f"--queues names a queue twice: {settings.queues}")
     if settings.token and len(settings.token) < 16:
-        raise SettingsError("--token is shorter than 16 characters; make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`")
+        raise SettingsError(
+            "--token is shorter than 16 characters; make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`"
+        )

@@ -109,7 +109,6 @@ RELEASE_IF_LEASED = """
 UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, attempt = attempt - (r.value ->> 2), updated_at = ?2, progress = NULL
 FROM json_each(?1) r
 WHERE jobs.seq = r.value ->> 0 AND jobs.lease = r.value ->> 1 AND jobs.state IN ('queued', 'running')
-RETURNING seq
 """
 
 SET_PROGRESS_IF_RUNNING = """
@@ -130,7 +129,7 @@ PROMOTE_DUE = """
 UPDATE jobs SET state = 'queued', turn = ?2, updated_at = ?1, run_at = CASE state WHEN 'scheduled' THEN run_at ELSE NULL END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_due
               WHERE state IN ('scheduled', 'retrying') AND run_at <= ?1 ORDER BY run_at LIMIT ?3)
-RETURNING seq, queue, priority, run_at IS NULL
+RETURNING seq, queue, priority, run_at IS NULL, CASE attempt WHEN 0 THEN expires_at END
 """
 
 NEXT_DUE = "SELECT min(run_at) FROM jobs INDEXED BY jobs_due WHERE state IN ('scheduled', 'retrying')"
@@ -200,7 +199,10 @@ SELECT seq FROM jobs WHERE state = 'dead_letter' AND seq > ?1 AND task = ?3 ORDE
 
 # ------------------------------------------------------------------------------------------------------ a dead process
 
-LEFT_BEHIND = "SELECT seq, state, queue, task, attempt, crashes, worker_id, started_at FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL"
+LEFT_BEHIND = """
+SELECT seq, state, queue, task, attempt, crashes, worker_id, started_at, cancel_requested_at
+FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL
+"""
 
 RECOVER_UNBEGUN = "UPDATE jobs SET lease = NULL WHERE lease IS NOT NULL AND state = 'queued'"
 
@@ -211,6 +213,12 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 
 BURY_CRASHED = """
 UPDATE jobs NOT INDEXED SET state = 'dead_letter', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
+"""
+
+# Asked to stop, and the process died first: it has stopped.
+CANCEL_CRASHED = """
+UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 
@@ -271,7 +279,7 @@ SELECT attempt, outcome, worker_id, started_at, finished_at, error_type, error, 
 FROM job_attempts WHERE job_id = ?1 ORDER BY coalesce(finished_at, 9e15), attempt
 """
 LAST_TRACEBACK = """
-SELECT a.traceback FROM attempts a JOIN jobs j ON j.seq = a.job_seq WHERE j.id = ?1 ORDER BY a.finished_at DESC, a.attempt DESC LIMIT 1
+SELECT a.traceback FROM attempts a JOIN jobs j ON j.seq = a.job_seq WHERE j.id = ?1 ORDER BY a.id DESC LIMIT 1
 """
 LOGS_OF_JOB = """
 SELECT l.id, l.level, l.message, l.ts, l.attempt FROM jobs j CROSS JOIN logs l ON l.job_seq = j.seq

@@ -18,10 +18,10 @@ from miniflow.errors import JobCancelled, JobTimeout
 from miniflow.huey_consumer import JobConsumer
 from miniflow.jobs import Jobs
 from miniflow.model import Ending, LogLine
+from miniflow.operations import Operation
 from miniflow.readahead import ReadAhead
 from miniflow.registry import Registry
 from miniflow.states import State
-from miniflow.writer import Operation
 
 log = logging.getLogger("miniflow.supervisor")
 

@@ -81,17 +81,18 @@ class Timers:
             return
         tx.on_rollback(self._look_again)
         rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._jobs.turn(tx), SWEEP_MAX)
-        for _, queue, priority, retried in rows:
+        for _, queue, priority, retried, expires_at in rows:
             tx.count(State.RETRYING if retried else State.SCHEDULED, queue, -1)
             tx.count(State.QUEUED, queue)
             self._jobs.ready(tx, queue, priority)
+            self.expect(None, expires_at)
         self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
 
     def _expire(self, tx: Transaction) -> None:
         if self._next_expiry_ms > tx.now_ms:
             return
         tx.on_rollback(self._look_again)
-        self._jobs.give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms and not row.begun)
+        self._jobs.give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms)
         rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX)
         for _, queue, _ in rows:
             tx.count(State.QUEUED, queue, -1)

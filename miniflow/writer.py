@@ -26,7 +26,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import apsw
 import msgspec
@@ -35,6 +35,7 @@ from miniflow import statements
 from miniflow.clock import Clock
 from miniflow.db import WAL_LIMIT_BYTES
 from miniflow.errors import StoreClosed, StoreFull
+from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
 
 log = logging.getLogger("miniflow.writer")
 
@@ -51,91 +52,6 @@ to_json = msgspec.json.Encoder().encode
 def json_text(value: Any) -> str:
     """``value`` as the JSON parameter of a set-based statement."""
     return to_json(value).decode()
-
-
-class Operation:
-    """One wish: a kind, its argument, and afterwards its value or its error."""
-
-    __slots__ = ("argument", "error", "future", "keep", "kind", "value", "waiter")
-
-    def __init__(self, kind: str, argument: Any, *, keep: bool = False) -> None:
-        self.kind, self.argument = kind, argument
-        self.keep = keep  # True: must reach the file; kept over a full disk instead of failing
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.waiter: Waiter | None = None
-        self.future: asyncio.Future[None] | None = None  # LoopWaiter's
-
-
-class Waiter(Protocol):
-    """Who is told when an operation is committed or has failed."""
-
-    def done(self, operation: Operation) -> None: ...
-
-
-class ThreadWaiter:
-    """Blocks the thread that posted the operation. A bare lock: cheaper than an Event, and used once."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def done(self, operation: Operation) -> None:
-        self._lock.release()
-
-    def wait(self) -> None:
-        self._lock.acquire()
-
-
-class LoopWaiter:
-    """Takes operations from coroutines of one event loop, and wakes them when they are committed.
-
-    Both ways in bulk: what one turn of the loop posts goes to the writer together at its end, and all that a commit has for
-    the loop comes back in a single call. A writer that is woken in the middle of a turn only fights it for the GIL.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer) -> None:
-        self._loop, self._writer = loop, writer
-        self._posted: list[Operation] = []
-        self._done: list[Operation] = []
-
-    def post(self, operation: Operation) -> asyncio.Future[None]:
-        """Hand an operation to the writer at the end of this turn. The future is done when it is committed or refused."""
-        operation.waiter = self
-        operation.future = future = self._loop.create_future()
-        if not self._posted:
-            self._loop.call_soon(self._hand_over)
-        self._posted.append(operation)
-        return future
-
-    def _hand_over(self) -> None:
-        batch, self._posted = self._posted, []
-        try:
-            self._writer.post(*batch)
-        except StoreClosed as exc:
-            for operation in batch:
-                operation.error = exc
-            self._wake(batch)
-
-    def done(self, operation: Operation) -> None:
-        self._done.append(operation)
-
-    def flush(self) -> None:
-        if self._done:
-            batch, self._done = self._done, []
-            try:
-                self._loop.call_soon_threadsafe(self._wake, batch)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                log.debug("%d callers left before their commit", len(batch))
-
-    @staticmethod
-    def _wake(batch: list[Operation]) -> None:
-        for operation in batch:
-            future = operation.future
-            if future is not None and not future.done():  # a client that hung up has cancelled its own future
-                future.set_result(None)
 
 
 class Singly(Exception):
@@ -201,12 +117,13 @@ class Writer:
         self._lingering = False
         self._awaited = False  # somebody waits for an operation in the queue
         self._soon = False  # nobody waits, but a group is due within LINGER_S
-        self._closing = False
+        self._closing = self._ended = False
         self.may_linger: Callable[[], bool] = lambda: False
         self._loops: list[LoopWaiter] = []
         self._thread = threading.Thread(target=self._run, name="miniflow-writer", daemon=True)
         self.counters: dict[str, dict[str, int]] = {}  # name -> label -> n, as of the last commit
-        for name, label, n in connection.execute(statements.ALL_COUNTERS).fetchall():
+        rows: Any = connection.execute(statements.ALL_COUNTERS).fetchall()
+        for name, label, n in rows:
             self.counters.setdefault(name, {})[label] = n
         self.groups = 0
         self.operations = 0
@@ -261,8 +178,16 @@ class Writer:
         if operations[0].waiter is not None:
             self._awaited = True
         self._queue.extend(operations)
+        if self._ended:  # closed between the first line and here: nobody looks at the queue any more
+            self._turn_away()
+            if operations[0].waiter is None and operations[0].error is not None:
+                raise operations[0].error
         if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
             self._wake.set()
+        if self._over:  # the thread ended between the look at _closing and here
+            self._refuse_rest()
+            if isinstance(operations[0].error, StoreClosed):
+                raise operations[0].error
 
     def nudge(self, *, now: bool = True) -> None:
         """Something outside the queue of operations wants a group: now, or with the next one, LINGER_S from now at the latest."""
@@ -274,9 +199,9 @@ class Writer:
             if self._idle:
                 self._wake.set()
 
-    def call(self, kind: str, argument: Any) -> Any:
+    def call(self, kind: str, argument: Any, *, keep: bool = False) -> Any:
         """Post an operation and block until it is committed; its value. Raises what it was refused with."""
-        operation = Operation(kind, argument)
+        operation = Operation(kind, argument, keep=keep)
         waiter = ThreadWaiter()
         operation.waiter = waiter
         self.post(operation)
@@ -287,7 +212,7 @@ class Writer:
 
     def loop_waiter(self, loop: asyncio.AbstractEventLoop) -> LoopWaiter:
         """The waiter for coroutines of ``loop``; one for each loop."""
-        waiter = LoopWaiter(loop, self)
+        waiter = LoopWaiter(loop, self.post)
         self._loops.append(waiter)
         return waiter
 
@@ -312,9 +237,25 @@ class Writer:
         try:
             while self._wait():
                 self._group()
+            self._ended = True
+            self._turn_away()
+            self._over = True
+            self._refuse_rest()
             self._checkpoint("TRUNCATE")
         except BaseException as exc:  # without its writer the process can promise nothing
             _die(f"the writer failed: {type(exc).__name__}: {exc}", exc)
+
+    def _turn_away(self) -> None:
+        """Whoever posted when it was too late is told so, and does not wait for ever."""
+        while self._queue:
+            try:
+                operation = self._queue.popleft()
+            except IndexError:  # another thread does the same
+                break
+            operation.error = StoreClosed("the store is closed")
+            self._tell([operation])
+        for loop in self._loops:
+            loop.flush()
 
     def _wait(self) -> bool:
         """Block until a group is due; False when closing and all is written."""
@@ -373,14 +314,15 @@ class Writer:
         except Exception as exc:  # a handler's fault: find the operation that it chokes on
             self._roll_back(transaction)
             if len(batch) > 1:
-                log.log(logging.DEBUG if isinstance(exc, Singly) else logging.WARNING, "group of %d rolled back (%s: %s): trying one by one", len(batch), type(exc).__name__, exc)
+                level = logging.DEBUG if isinstance(exc, Singly) else logging.WARNING
+                log.log(level, "group of %d rolled back (%s: %s): trying one by one", len(batch), type(exc).__name__, exc)
                 for operation in batch:
                     operation.value = operation.error = None
                     self._write([operation])
                 return
             if not batch:  # a step of every group failed by itself: it would fail again for ever
                 raise
-            log.error("operation %s failed", batch[0].kind, exc_info=exc)
+            log.exception("operation %s failed", batch[0].kind)
             batch[0].error = exc
             self._tell(batch)
             return
@@ -425,9 +367,26 @@ class Writer:
         for operation in refused:
             operation.error = StoreFull("the disk is full; nothing accepted is lost, free some space and try again")
         self._tell(refused)
+        if self._closing:  # nothing more will be freed: those jobs run again, as after a crash
+            for operation in kept:
+                operation.error = StoreFull("the disk is full, and the process ends")
+            self._tell(kept)
+            return
         self._queue.extendleft(reversed(kept))
         self._wake.clear()
         self._wake.wait(FULL_DISK_RETRY_S)
+
+    def _refuse_rest(self) -> None:
+        """Nothing is written any more: whoever came too late is told so."""
+        while True:
+            try:
+                operation = self._queue.popleft()
+            except IndexError:
+                break
+            operation.error = StoreClosed("the store is closed")
+            self._tell([operation])
+        for loop in self._loops:
+            loop.flush()
 
     @staticmethod
     def _tell(batch: Iterable[Operation]) -> None:

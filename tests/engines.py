@@ -23,8 +23,9 @@ from miniflow.states import TERMINAL, State
 from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
 
+
 class FakeClock:
-    """A clock that stands still until the test moves it. It begins at the present: huey reads the machine's clock here and there."""
+    """A clock that stands still until the test moves it. It begins at the present: huey asks the machine's clock now and then."""
 
     def __init__(self) -> None:
         self._boot_ms = 3_600_000
@@ -81,7 +82,9 @@ class Engines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for gate in self.gates:
             gate.open()
         for engine in reversed(self._running):
@@ -106,7 +109,13 @@ class Engines:
         **settings: Any,
     ) -> Engine:
         """An engine on ``path``, running unless ``start`` is False. ``specs`` are plain functions or a registry."""
-        values: dict[str, Any] = {"db": str(self.path), "tasks": str(self.folder), "workers": 2, "stop_grace": 0.5, **settings}
+        values: dict[str, Any] = {
+            "db": str(self.path),
+            "tasks": str(self.folder),
+            "workers": 2,
+            "stop_grace": 0.5,
+            **settings,
+        }
         engine = Engine(Settings(**values), clock=clock, huey=huey or JobsHuey(), specs=registry_of(specs))
         self._running.append(engine)
         if start:
@@ -186,8 +195,8 @@ def settle(engine: Engine) -> None:
 # ------------------------------------------------------------------------------------------------ looking at a file
 
 COLUMNS = (
-    "seq, id, task, queue, priority, state, turn, lease, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, "
-    "started_at, completed_at, cancel_requested_at, worker_id, progress, last_error, result"
+    "seq, id, task, queue, priority, state, turn, lease, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, "
+    "created_at, started_at, completed_at, cancel_requested_at, worker_id, progress, last_error, result"
 )
 
 
@@ -233,7 +242,9 @@ def row(path: str | Path, job_id: str) -> Row:
 
 def history(path: str | Path, job_id: str) -> list[tuple[int, str, str | None]]:
     """The attempts that did not end well: (number, outcome, error_type)."""
-    sql = "SELECT a.attempt, outcome, error_type FROM attempts a JOIN jobs j ON j.seq = a.job_seq WHERE j.id = ? ORDER BY finished_at, 1"
+    sql = """
+    SELECT a.attempt, outcome, error_type FROM attempts a JOIN jobs j ON j.seq = a.job_seq WHERE j.id = ? ORDER BY finished_at, 1
+    """
     with closing(read(path)) as connection:
         return list(connection.execute(sql, (job_id,)))
 

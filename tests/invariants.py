@@ -58,9 +58,7 @@ def read(path: str | Path) -> apsw.Connection:
     return connection
 
 
-def check_invariants(
-    path: str | Path, *, stopped: bool = False, replayed: bool = False, deleted: bool = False
-) -> None:
+def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool = False, deleted: bool = False) -> None:
     """Fails with all that is wrong, naming the rows.
 
     ``stopped``: the process has stopped in order, so nothing is claimed. ``replayed``: dead letters may have been replayed,

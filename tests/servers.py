@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,9 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -89,6 +92,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        weakref.finalize(self, _end, self.process)  # a test that forgets to close it leaves nothing behind either
         try:
             self.url = wait_until(self._printed_url, READY_S, "the server's address")
         except BaseException:  # an interrupted test run too must not leave a process behind
@@ -102,7 +106,9 @@ class Server:
         dead = self.process.poll() is not None  # asked before reading: what it said at its end is read then
         found = READY_LINE.search(self.output(all_of_them=False))
         if found is None and dead:
-            raise AssertionError(f"the server ended with code {self.process.returncode} at its start:\n{self.output()}")
+            raise AssertionError(
+                f"the server ended with code {self.process.returncode} at its start; its output is below"
+            )
         return found[1] if found else ""
 
     def kill9(self) -> None:
@@ -128,8 +134,8 @@ class Server:
         return self.start()
 
     def close(self) -> None:
-        if self.alive:
-            self.kill9()
+        if self.process is not None:
+            _end(self.process)
 
     # ----------------------------------------------------------------------------------------------------------- asking
 
@@ -152,3 +158,9 @@ class Server:
         """An HTTP client of the running process."""
         with httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False) as client:
             yield client
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait(30)

@@ -71,6 +71,7 @@ CREATE UNIQUE INDEX jobs_idempotency ON jobs (idempotency_key) WHERE idempotency
 
 -- Attempts that did not end well. The last attempt of a completed job is the job's own row; the view job_attempts has both.
 CREATE TABLE attempts (
+  id          INTEGER PRIMARY KEY,
   job_seq     INTEGER NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE,
   attempt     INTEGER NOT NULL,
   outcome     TEXT    NOT NULL CHECK (outcome IN ('failed', 'timed_out', 'cancelled', 'crashed')),
@@ -79,9 +80,9 @@ CREATE TABLE attempts (
   finished_at INTEGER NOT NULL,
   error_type  TEXT,
   error       TEXT,
-  traceback   TEXT,
-  PRIMARY KEY (job_seq, attempt, finished_at)
-) STRICT, WITHOUT ROWID;
+  traceback   TEXT
+) STRICT;
+CREATE INDEX attempts_of_job ON attempts (job_seq, id);
 
 CREATE TABLE logs (
   id      INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -153,7 +154,7 @@ CREATE VIEW job_statuses AS
          max(attempt - crashes - 1, 0) AS retry_count,
          strftime('%Y-%m-%d %H:%M:%f', created_at / 1000.0, 'unixepoch') AS created_at,
          strftime('%Y-%m-%d %H:%M:%f', updated_at / 1000.0, 'unixepoch') AS updated_at,
-         (SELECT traceback FROM attempts a WHERE a.job_seq = jobs.seq ORDER BY a.attempt DESC, a.finished_at DESC LIMIT 1) AS traceback,
+         (SELECT traceback FROM attempts a WHERE a.job_seq = jobs.seq ORDER BY a.id DESC LIMIT 1) AS traceback,
          payload,
          CASE WHEN state = 'retrying' THEN strftime('%Y-%m-%d %H:%M:%f', run_at / 1000.0, 'unixepoch') END AS next_retry_time,
          task AS job_class

@@ -210,7 +210,8 @@ async def replay_dead_letters(request: AnyRequest, backend: Backend) -> Response
     wanted = decoded(_decode_filter, await request.body() or b"{}")
     if wanted.queue is not None and wanted.task is not None:
         raise InvalidRequest("task", "cannot be given together with queue; give one of the two")
-    replayed, after = 0, 0
+    replayed = 0
+    after: int | None = 0
     while after is not None:
         n, after = await backend.verb(backend.jobs.replay_dead_letters(after, queue=wanted.queue, task=wanted.task))
         replayed += n

@@ -11,10 +11,11 @@ from miniflow.intake import Intake
 from miniflow.jobs import Jobs
 from miniflow.model import Accepted, NewJob
 from miniflow.notices import Notices
+from miniflow.operations import LoopWaiter
 from miniflow.queries import Queries
 from miniflow.registry import Registry
 from miniflow.settings import Settings
-from miniflow.writer import LoopWaiter, Transaction, Writer
+from miniflow.writer import Transaction, Writer
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,13 +10,14 @@ import uuid
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import MediaType, Request, Response, get, post
 from litestar.params import Parameter
 
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest, NotFound, UnknownTask
 from miniflow.intake import EMPTY, Key, Seconds, Submission
 from miniflow.queries import Job, is_terminal
+from miniflow.registry import NAME_CHARS_MAX
 from miniflow.retry import RetryPolicy
 from miniflow.states import State
 from miniflow.web.api import find_job, idempotency_key, respond, retry_after
@@ -68,8 +69,8 @@ class SubmitJob(msgspec.Struct, kw_only=True):
     request_id: Key | None = None
 
 
-def _decode(body: bytes, kind: Any) -> Any:
-    return decoded(msgspec.json.Decoder(kind).decode, body)
+def _decode(body: bytes, kind: Any, where: str = "") -> Any:
+    return decoded(msgspec.json.Decoder(kind).decode, body, where)
 
 
 def _request_id(request: AnyRequest) -> str | None:
@@ -107,7 +108,7 @@ async def result(job_id: str, backend: Backend, wait: Annotated[float | None, Pa
     if job.status == State.COMPLETED:
         return respond({"job_id": job.id, "result": job.result})
     if is_terminal(job):
-        return respond({"detail": "Result not available: the job failed", "status": "failed", "error": job.last_error}, 404)
+        return respond({"detail": f"Result not available: the job is {job.status}", "status": "failed", "error": job.last_error}, 404)
     return respond({"detail": "Result not available yet", "status": STATUS.get(State(job.status), "queued")}, 404, retry_after(backend, job))
 
 
@@ -124,7 +125,7 @@ async def logs(
     lines = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
     if request.scope["path"].startswith("/api/"):
         text = "".join(f"{line.ts} {line.level} {line.message}\n" for line in lines)
-        return Response(text.encode(), media_type="text/plain; charset=utf-8", headers={"content-disposition": f"inline; filename={job_id}.log"})
+        return Response(text.encode(), media_type=MediaType.TEXT, headers={"content-disposition": f"inline; filename={job_id}.log"})
     return respond({"job_id": job_id, "logs": lines, "next_after_id": lines[-1].id if lines else after_id})
 
 
@@ -136,7 +137,7 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
     wanted: SubmitJob = _decode(await request.body(), SubmitJob)
     _must_be_object(wanted.payload)
     if wanted.task not in backend.registry:
-        return respond({"detail": f"Unknown task: {wanted.task}"}, 400)
+        return respond({"detail": f"Unknown task: {wanted.task[:NAME_CHARS_MAX]}"}, 400)
     now_ms = backend.clock.now_ms()
     submission = Submission(
         task=wanted.task,
@@ -204,8 +205,8 @@ async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
         wanted: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
         if "job" not in wanted:
             raise InvalidRequest("job", "is missing; it names the job's class")
-        name = _decode(bytes(wanted.pop("job")), str)
-        queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None)
+        name = _decode(bytes(wanted.pop("job")), str, "job.")
+        queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None, "queue.")
         submissions = [Submission(task=name, payload=msgspec.Raw(msgspec.json.encode(wanted)), queue=queue)]
     else:
         submissions = [Submission(task=name, payload=msgspec.Raw(payload)) for name, payload in DEMO if name in backend.registry]

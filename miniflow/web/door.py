@@ -11,32 +11,38 @@ with its body read already, and is answered there in full.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from miniflow.errors import TooLarge
 from miniflow.ids import uuid7
 from miniflow.intake import decode_submission
+from miniflow.operations import Operation
 from miniflow.queries import job_of_new
 from miniflow.web.backend import Backend
 from miniflow.web.problems import PROBLEM, Problem, problem_of, shaped
-from miniflow.writer import Operation
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID_CHARS_MAX = 128
+WITH_REFUSAL = {401: ((b"www-authenticate", b"Bearer"),)}
 
 encode = msgspec.json.Encoder().encode
 Headers = dict[bytes, bytes]
+# ASGI's own terms (https://asgi.readthedocs.io), as loosely typed as it leaves them.
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Site = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Door:
-    def __init__(self, backend: Backend, site: ASGIApp) -> None:
+    def __init__(self, backend: Backend, site: Site) -> None:
         self._backend, self._site = backend, site
         settings = backend.settings
         names = [settings.host, *settings.allowed_hosts.split(",")]
@@ -54,7 +60,8 @@ class Door:
         if refusal is not None:
             refusal.request_id = _request_id(headers) or uuid7()
             media_type, body = shaped(refusal, scope["path"])
-            await _respond(send, refusal.status, media_type, body, ((b"x-request-id", refusal.request_id.encode()),))
+            extra = ((b"x-request-id", refusal.request_id.encode()), *WITH_REFUSAL.get(refusal.status, ()))
+            await _respond(send, refusal.status, media_type, body, extra)
             return
         if scope["method"] == "POST" and scope["path"] == "/api/v1/jobs":
             await self._submit(scope, receive, send, headers)
@@ -121,7 +128,7 @@ class Door:
     async def _in_full(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         """Through Litestar's routes, with a request id and a limit on the body."""
         request_id = _request_id(headers) or uuid7()
-        scope["miniflow_request_id"] = request_id  # type: ignore[typeddict-unknown-key]
+        scope["miniflow_request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -7,7 +7,6 @@ from litestar.datastructures import State as AppState
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp
 
 from miniflow import __version__
 from miniflow.web import api, classic
@@ -16,7 +15,7 @@ from miniflow.web.door import Door
 from miniflow.web.problems import answer
 
 
-def build(backend: Backend) -> ASGIApp:
+def build(backend: Backend) -> Door:
     """The whole HTTP side as one ASGI application."""
 
     async def give_backend() -> Backend:

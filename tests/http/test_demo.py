@@ -17,13 +17,18 @@ from tests.servers import environment, miniflow
 from tests.waiting import wait_until
 
 
+def temporary(folder: Path) -> dict[str, str]:
+    """Makes ``folder`` the place of temporary files."""
+    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+
+
 def folders(inside: Path) -> list[Path]:
     return list(inside.glob("miniflow-demo-*"))
 
 
 def test_once(tmp_path: Path) -> None:
     """Every job ends as it should, one of them after a retry; then the demo ends and leaves nothing behind."""
-    result = miniflow("demo", "--once", cwd=tmp_path, TMPDIR=str(tmp_path))
+    result = miniflow("demo", "--once", cwd=tmp_path, **temporary(tmp_path))
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
     said = result.stdout
     assert said.splitlines()[-1] == "6 jobs: 6 completed, 1 retried"
@@ -47,7 +52,7 @@ def test_a_taken_port_is_no_obstacle_unless_it_was_asked_for(tmp_path: Path) -> 
         result = miniflow("demo", "--once", cwd=tmp_path)
         assert result.returncode == 0
         assert "Port 8000 is taken" in result.stdout
-        result = miniflow("demo", "--once", "--port=8000", cwd=tmp_path, TMPDIR=str(tmp_path))
+        result = miniflow("demo", "--once", "--port=8000", cwd=tmp_path, **temporary(tmp_path))
     assert result.returncode == 2
     assert result.stderr == "miniflow: port 8000 on 127.0.0.1 is in use; choose another with --port\n"
     assert not folders(tmp_path)
@@ -58,7 +63,9 @@ def test_without_once_it_serves_on_until_ctrl_c(tmp_path: Path) -> None:
     output = tmp_path / "output"
     with output.open("wb") as file:
         command = [sys.executable, "-m", "miniflow", "demo", "--port=0"]
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment(TMPDIR=str(tmp_path)), stdout=file, stderr=file)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(**temporary(tmp_path)), stdout=file, stderr=file
+        )
     try:
         wait_until(output.read_text, 30, "the jobs' end", until=lambda said: "6 jobs: " in said)
         url = re.search(r"http://\S+", output.read_text())

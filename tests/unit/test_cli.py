@@ -22,6 +22,8 @@ from tests.waiting import wait_until
 
 COMMANDS = sorted(cli.commands)
 
+signals = pytest.mark.skipif(sys.platform == "win32", reason="there a process is ended, not asked")
+
 
 def fails_in_one_line(result: subprocess.CompletedProcess[str]) -> str:
     """The one line, without its prefix."""
@@ -49,7 +51,9 @@ def test_version(tmp_path: Path, arguments: list[str]) -> None:
 
 def test_version_does_not_wait_for_the_server_to_be_imported(tmp_path: Path) -> None:
     code = "import sys, miniflow.cli; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
     assert not {"litestar", "uvicorn", "huey", "apsw", "httpx", "miniflow.app"} & set(done.stdout.split())
 
 
@@ -194,6 +198,7 @@ def test_a_second_server_on_the_same_file_is_told_of_the_first(tmp_path: Path) -
             assert client.get("/health").json()["ok"]
 
 
+@signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_code_0(tmp_path: Path, number: signal.Signals) -> None:
     with Server(tmp_path) as server:
@@ -215,12 +220,17 @@ def nap(seconds: float) -> str:
 """
 
 
+@signals
 def test_jobs_that_outlast_the_grace_go_back_to_the_queue(tmp_path: Path) -> None:
     """It says how many; the next start runs them, and no attempt was counted for the one that was cut off."""
     with Server(tmp_path, {"nap.py": NAP}, grace=0.1) as server:
         with server.client() as client:
-            job = client.post("/api/v1/jobs", json={"task": "nap", "payload": {"seconds": 2}, "max_retries": 0}).json()["id"]
-            wait_until(lambda: client.get(f"/api/v1/jobs/{job}").json()["status"], what="a running job", until="running".__eq__)
+            job = client.post("/api/v1/jobs", json={"task": "nap", "payload": {"seconds": 2}, "max_retries": 0}).json()[
+                "id"
+            ]
+            wait_until(
+                lambda: client.get(f"/api/v1/jobs/{job}").json()["status"], what="a running job", until="running".__eq__
+            )
         assert server.terminate() == 0
         assert "stopped; 1 job went back to the queue" in server.output()
         server.restart()
@@ -229,11 +239,14 @@ def test_jobs_that_outlast_the_grace_go_back_to_the_queue(tmp_path: Path) -> Non
         assert (ended["status"], ended["result"], ended["attempt"]) == ("completed", "rested", 1)
 
 
+@signals
 def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
     with Server(tmp_path, {"nap.py": NAP}, grace=60) as server:
         with server.client() as client:
             job = client.post("/api/v1/jobs", json={"task": "nap", "payload": {"seconds": 50}}).json()["id"]
-            wait_until(lambda: client.get(f"/api/v1/jobs/{job}").json()["status"], what="a running job", until="running".__eq__)
+            wait_until(
+                lambda: client.get(f"/api/v1/jobs/{job}").json()["status"], what="a running job", until="running".__eq__
+            )
             assert server.process is not None
             server.process.terminate()
             wait_until(lambda: client.get("/ready").status_code, what="the drain", until=(503).__eq__)
@@ -244,7 +257,9 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
 def test_a_broken_task_file_is_shown_and_stops_nothing(tmp_path: Path) -> None:
     with Server(tmp_path, {"broken.py": "import no_such_module\n", "nap.py": NAP}) as server:
         said = server.output()
-        assert re.search(r"task file .*broken\.py was not loaded: ModuleNotFoundError: No module named 'no_such_module'", said)
+        assert re.search(
+            r"task file .*broken\.py was not loaded: ModuleNotFoundError: No module named 'no_such_module'", said
+        )
         assert "import no_such_module" in said, "its traceback"
         with server.client() as client:
             assert [task["name"] for task in client.get("/api/v1/tasks").json()["items"]] == ["nap"]

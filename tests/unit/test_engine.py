@@ -432,7 +432,12 @@ def test_a_retry_waits_in_the_table_as_long_as_the_policy_says(engines: Engines,
         waits.append((job.run_at or 0) - clock.now_ms())
         clock.advance(waits[-1])
         settle(engine)
-        wait_until(lambda n=job.attempt: row(engines.path, job_id).attempt, 5, "another attempt", until=lambda a, n=job.attempt: a > n)
+        wait_until(
+            lambda n=job.attempt: row(engines.path, job_id).attempt,
+            5,
+            "another attempt",
+            until=lambda a, n=job.attempt: a > n,
+        )
 
     assert waits == [10_000, 30_000, 60_000, 60_000]
     wait_for_state(engines.path, job_id, State.DEAD_LETTER)
@@ -461,7 +466,11 @@ def test_what_cannot_be_mended_by_trying_again_is_not_tried_again(engines: Engin
         raise KeyError(kind) if kind == "key" else LookupError(kind)
 
     engine = engines([hopeless, missing])
-    ids = [submit(engine, "hopeless"), submit(engine, "missing", {"kind": "key"}), submit(engine, "missing", {"kind": "other"})]
+    ids = [
+        submit(engine, "hopeless"),
+        submit(engine, "missing", {"kind": "key"}),
+        submit(engine, "missing", {"kind": "other"}),
+    ]
 
     assert [wait_for_state(engines.path, i, State.DEAD_LETTER, State.RETRYING).state for i in ids] == [
         State.DEAD_LETTER,
@@ -487,7 +496,9 @@ def test_hueys_retry_task_gives_a_retry_on_top(engines: Engines) -> None:
 
 
 @pytest.mark.parametrize(("retry", "state"), [(False, State.CANCELLED), (None, State.RETRYING), (True, State.RETRYING)])
-def test_hueys_cancel_execution_cancels_or_retries_as_it_says(engines: Engines, retry: bool | None, state: State) -> None:
+def test_hueys_cancel_execution_cancels_or_retries_as_it_says(
+    engines: Engines, retry: bool | None, state: State
+) -> None:
     def stop() -> None:
         raise CancelExecution(retry=retry)
 
@@ -513,7 +524,12 @@ def test_a_task_that_tries_to_end_the_process_ends_itself(engines: Engines, kind
 
     job = wait_for_state(engines.path, job_id)
     assert job.state == State.DEAD_LETTER
-    words = {"exit": "SystemExit(3)", "interrupt": "KeyboardInterrupt", "recursion": "RecursionError", "generator_exit": "GeneratorExit"}
+    words = {
+        "exit": "SystemExit(3)",
+        "interrupt": "KeyboardInterrupt",
+        "recursion": "RecursionError",
+        "generator_exit": "GeneratorExit",
+    }
     assert words[kind] in (job.last_error or "")
     assert wait_for_state(engines.path, submit(engine, "noop")).state == State.COMPLETED
 
@@ -572,14 +588,20 @@ def test_a_failure_whose_text_is_odd_still_ends(engines: Engines) -> None:
             raise RuntimeError("no text")
 
     def odd(kind: str) -> None:
-        raise Odd if kind == "raises" else ValueError({"surrogate": "\ud800", "nul": "a\0b", "long": "x" * 1_000_000}[kind])
+        raise (
+            Odd
+            if kind == "raises"
+            else ValueError({"surrogate": "\ud800", "nul": "a\0b", "long": "x" * 1_000_000}[kind])
+        )
 
     engine = engines(odd)
     ids = [submit(engine, "odd", {"kind": kind}, max_retries=0) for kind in ("raises", "surrogate", "nul", "long")]
 
     assert [wait_for_state(engines.path, i).state for i in ids] == [State.DEAD_LETTER] * 4
     assert len(row(engines.path, ids[3]).last_error or "") < 5_000
-    assert wait_for_state(engines.path, submit(engine, "odd", {"kind": "nul"}, max_retries=0)).state == State.DEAD_LETTER
+    assert (
+        wait_for_state(engines.path, submit(engine, "odd", {"kind": "nul"}, max_retries=0)).state == State.DEAD_LETTER
+    )
 
 
 def test_a_task_that_is_gone_is_a_dead_letter_that_names_it(engines: Engines) -> None:
@@ -801,7 +823,9 @@ def test_a_deaf_thread_is_abandoned_replaced_and_its_late_result_refused(engines
     job = wait_for_state(engines.path, job_id, timeout_s=8)
     assert job.state == State.DEAD_LETTER
     assert "abandoned" in (job.last_error or "")
-    assert wait_for_state(engines.path, submit(engine, "noop")).state == State.COMPLETED, "another thread took its place"
+    assert wait_for_state(engines.path, submit(engine, "noop")).state == State.COMPLETED, (
+        "another thread took its place"
+    )
     assert (engine.consumer.abandoned_total, engine.consumer.deaf_threads()) == (1, 1)
 
     gate.open()
@@ -1040,8 +1064,8 @@ def test_a_stopping_engine_takes_no_new_work(engines: Engines) -> None:
         submit(engine, "noop")
 
 
-def crash_with_jobs(engines: Engines, *, begun: int, ahead: int) -> tuple[list[str], list[str]]:
-    """A file whose process has died: jobs that were running, and jobs that were only claimed."""
+def crash_with_jobs(engines: Engines, *, begun: int, ahead: int) -> list[str]:
+    """A file whose process has died: jobs that were running (their ids are the answer), and jobs that were only claimed."""
     gate = engines.gate()
     engine = engines([holding(gate), noop], workers=begun)
     running = [submit(engine, "hold") for _ in range(begun)]
@@ -1053,11 +1077,11 @@ def crash_with_jobs(engines: Engines, *, begun: int, ahead: int) -> tuple[list[s
     assert all(row(engines.path, job_id).lease is not None for job_id in waiting[:20])
     engines.crash(engine)
     gate.open()
-    return running, waiting
+    return running
 
 
 def test_what_a_dead_process_left_is_released_and_only_begun_jobs_count_a_crash(engines: Engines) -> None:
-    running, waiting = crash_with_jobs(engines, begun=2, ahead=50)
+    running = crash_with_jobs(engines, begun=2, ahead=50)
     check_invariants(engines.path)
     gate = Gate()
     gate.open()
@@ -1065,8 +1089,12 @@ def test_what_a_dead_process_left_is_released_and_only_begun_jobs_count_a_crash(
     assert engine.recovered == (50, 2, 0)
     wait_for_ends(engines.path)
 
-    assert {(job.state, job.attempt, job.crashes) for job in rows(engines.path, "task = 'hold'")} == {(State.COMPLETED, 2, 1)}
-    assert {(job.state, job.attempt, job.crashes) for job in rows(engines.path, "task = 'noop'")} == {(State.COMPLETED, 1, 0)}
+    assert {(job.state, job.attempt, job.crashes) for job in rows(engines.path, "task = 'hold'")} == {
+        (State.COMPLETED, 2, 1)
+    }
+    assert {(job.state, job.attempt, job.crashes) for job in rows(engines.path, "task = 'noop'")} == {
+        (State.COMPLETED, 1, 0)
+    }
     assert history(engines.path, running[0]) == [(1, "crashed", "ProcessDied")]
     engines.stop(engine)
     check_invariants(engines.path, stopped=True)
@@ -1175,7 +1203,9 @@ def test_a_hundred_submits_with_one_key_make_one_job(engines: Engines, journal: 
 def test_a_key_with_another_body_is_a_conflict(engines: Engines) -> None:
     engine = engines(add, workers=0)
     job_id = submit(engine, "add", {"a": 1, "b": 3}, idempotency_key="k")
-    assert submit(engine, "add", {"b": 3, "a": 1}, idempotency_key="k") == job_id, "the order of the fields is no difference"
+    assert submit(engine, "add", {"b": 3, "a": 1}, idempotency_key="k") == job_id, (
+        "the order of the fields is no difference"
+    )
 
     for other in ({"payload": {"a": 2}}, {"payload": {"a": 1, "b": 3}, "priority": 1}):
         with pytest.raises(IdempotencyConflict) as caught:
@@ -1185,7 +1215,10 @@ def test_a_key_with_another_body_is_a_conflict(engines: Engines) -> None:
 
 def test_a_key_counts_inside_a_batch_as_well(engines: Engines) -> None:
     engine = engines(add, workers=0)
-    one, two = new_job(engine, "add", {"a": 1}, idempotency_key="k"), new_job(engine, "add", {"a": 1}, idempotency_key="k")
+    one, two = (
+        new_job(engine, "add", {"a": 1}, idempotency_key="k"),
+        new_job(engine, "add", {"a": 1}, idempotency_key="k"),
+    )
     accepted = submit_all(engine, [one, new_job(engine, "add", {"a": 5}), two])
     assert [(a.id == one.id, a.replayed) for a in accepted] == [(True, False), (False, False), (True, True)]
 
@@ -1485,7 +1518,9 @@ def test_a_claim_that_failed_on_a_full_disk_is_made_again(engines: Engines, shor
     wait_for_state(engines.path, job_id, State.COMPLETED, timeout_s=3)
 
 
-def test_a_promotion_that_failed_on_a_full_disk_is_made_again(engines: Engines, clock: FakeClock, short_pause: None) -> None:
+def test_a_promotion_that_failed_on_a_full_disk_is_made_again(
+    engines: Engines, clock: FakeClock, short_pause: None
+) -> None:
     import apsw
 
     engine = engines(noop, clock=clock, start=False)
@@ -1503,7 +1538,9 @@ def test_a_promotion_that_failed_on_a_full_disk_is_made_again(engines: Engines, 
     assert row(engines.path, brief).state == State.SCHEDULED
 
 
-def test_an_expiry_that_failed_on_a_full_disk_is_made_again(engines: Engines, clock: FakeClock, short_pause: None) -> None:
+def test_an_expiry_that_failed_on_a_full_disk_is_made_again(
+    engines: Engines, clock: FakeClock, short_pause: None
+) -> None:
     import apsw
 
     engine = engines(noop, clock=clock, workers=0, start=False)

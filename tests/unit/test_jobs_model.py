@@ -19,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from miniflow import outcome
 from miniflow.attempts import Attempt
 from miniflow.engine import Engine
-from miniflow.errors import IdempotencyConflict, JobCancelled, TransitionRefused
-from miniflow.jobs import CRASHES_MAX, Ending
+from miniflow.errors import IdempotencyConflict, JobCancelled, StoreClosed, TransitionRefused
+from miniflow.model import Ending
+from miniflow.recovery import CRASHES_MAX
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.writer import Operation, ThreadWaiter
 from tests.engines import Engines, FakeClock, new_job, rows, submit_all, verb
@@ -87,7 +88,9 @@ class JobsMachine(RuleBasedStateMachine):
 
     def settle_model(self) -> None:
         now_ms = self.clock.now_ms()
-        due = [j for j in self.model.values() if j.state in (State.SCHEDULED, State.RETRYING) and (j.run_at or 0) <= now_ms]
+        due = [
+            j for j in self.model.values() if j.state in (State.SCHEDULED, State.RETRYING) and (j.run_at or 0) <= now_ms
+        ]
         if due:
             self.make_ready(due)
         for job in self.model.values():
@@ -140,7 +143,9 @@ class JobsMachine(RuleBasedStateMachine):
             first = keys.get(job.key) if job.key is not None else None
             assert (answer.id, answer.replayed) == (first.id if first else job.id, first is not None)
             if first is None:
-                entry = Job(job.id, job.queue, job.priority, job.state, job.run_at, job.expires_at, int(job.row[6]), job.key, n)
+                entry = Job(
+                    job.id, job.queue, job.priority, job.state, job.run_at, job.expires_at, int(job.row[6]), job.key, n
+                )
                 entry.place = len(self.model)
                 self.model[job.id] = entry
                 fresh.append(entry)
@@ -166,7 +171,7 @@ class JobsMachine(RuleBasedStateMachine):
         assert attempt.claimed.id == expected.id
         expected.taken, expected.attempt = attempt, expected.attempt + 1
         assert attempt.number == expected.attempt
-        self.engine.jobs.mark_begun(attempt)
+        self.engine.jobs.mark_begun(attempt, unproven=True)
 
     @precondition(lambda self: bool(self.running()))
     @rule(data=st.data(), how=st.sampled_from(["completes", "fails", "fails", "fails for good"]))
@@ -270,7 +275,7 @@ class JobsMachine(RuleBasedStateMachine):
     def crash_and_restart(self) -> None:
         """The process dies; what was begun has crashed once more, what was only claimed is as it was."""
         before = {job.id: self.row(job) for job in self.model.values()}
-        attempts = [job.taken for job in self.running()]
+        attempts, dead = [job.taken for job in self.running()], self.engine
         self.engines.crash(self.engine)
         for job in self.model.values():
             row = before[job.id]
@@ -288,9 +293,10 @@ class JobsMachine(RuleBasedStateMachine):
         for job in self.model.values():
             job.cancel_wanted = False
         self.start()
-        for attempt in attempts:  # a body that outlived its process: its end is refused
-            if attempt is not None and attempt.finish():
-                self.write_end(Ending(attempt, State.COMPLETED, result='"from the dead"'))
+        for attempt in attempts:  # a body that outlived its engine
+            assert attempt is not None
+            with pytest.raises(StoreClosed):
+                dead.jobs.post_end(Ending(attempt, State.COMPLETED, result='"from the dead"'))
         self.settle_model()
 
     @rule(wait=st.booleans())
@@ -354,7 +360,7 @@ class JobsMachine(RuleBasedStateMachine):
 
 
 JobsMachine.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=80,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -50,7 +50,16 @@ def test_a_flag_of_none_was_not_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1", True), ("true", True), ("Yes", True), ("on", True), ("0", False), ("FALSE", False), ("no", False), ("off", False)],
+    [
+        ("1", True),
+        ("true", True),
+        ("Yes", True),
+        ("on", True),
+        ("0", False),
+        ("FALSE", False),
+        ("no", False),
+        ("off", False),
+    ],
 )
 def test_switches_in_the_environment(tmp_path: Path, text: str, value: bool) -> None:
     assert load({}, environ={"MINIFLOW_RELOAD": text}, folder=tmp_path).reload is value
@@ -88,7 +97,9 @@ def test_a_bad_value_names_the_setting_and_where_it_came_from(tmp_path: Path, na
     assert "\n" not in str(of_environment.value)
 
 
-@pytest.mark.parametrize("line", ["workers = '4'", "workers = true", "port = 80.5", "db = 1", "reload = 'yes'", "grace = '3'"])
+@pytest.mark.parametrize(
+    "line", ["workers = '4'", "workers = true", "port = 80.5", "db = 1", "reload = 'yes'", "grace = '3'"]
+)
 def test_the_file_has_types(tmp_path: Path, line: str) -> None:
     """TOML can tell a number from a text, so a text is not taken for a number there."""
     write_toml(tmp_path, line)
@@ -126,7 +137,11 @@ def test_queues_are_served_in_the_order_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("queues", " , ", "names no queue"), ("queues", "a,b,a", "names a queue twice"), ("token", "short", "shorter than 16")],
+    [
+        ("queues", " , ", "names no queue"),
+        ("queues", "a,b,a", "names a queue twice"),
+        ("token", "short", "shorter than 16"),
+    ],
 )
 def test_values_that_only_look_right(tmp_path: Path, name: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}.*{words}"):

@@ -1,0 +1,109 @@
+"""SQLite's own plan of each statement: what is on the way of a job reads no more rows than it needs, however many lie there."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from miniflow import db, statements
+
+STATEMENTS = {
+    name: value
+    for name, value in vars(statements).items()
+    if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
+}
+
+MAY_SCAN: dict[str, str] = {}
+"""Statements that walk all of jobs, each with the reason that it may."""
+
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]:
+    """A file with rows of every kind: most have ended, as in life."""
+    path: Path = tmp_path_factory.mktemp("plans") / "jobs.db"
+    with closing(db.open_writer(path)) as base:
+        fill(base.connection)
+        yield base.connection
+
+
+def fill(connection: apsw.Connection) -> None:
+    chance = random.Random(1)
+    triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    states = (
+        ["completed"] * 70
+        + ["dead_letter", "cancelled", "expired"] * 3
+        + ["queued"] * 15
+        + ["scheduled", "retrying", "running"] * 2
+    )
+    with connection:
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.executemany(
+            "INSERT INTO jobs (id, task, queue, priority, state, turn, lease, attempt, max_retries, run_at, expires_at, "
+            "created_at, updated_at, completed_at, idempotency_key, payload) VALUES (?, ?, ?, ?, ?, ?, ?, 1, 3, ?, ?, 1, 1, ?, ?, '{}')",
+            (
+                (
+                    f"id-{i}", f"task{i % 7}", f"queue{i % 3}", chance.randint(-1, 1), state, i,
+                    i if state == "running" else None,
+                    i if state in ("scheduled", "retrying") else None,
+                    i if i % 10 == 0 else None,
+                    1 if state in ("completed", "dead_letter", "cancelled", "expired") else None,
+                    f"key-{i}" if i % 5 == 0 else None,
+                )
+                for i in range(1, ROWS + 1)
+                for state in [chance.choice(states)]
+            ),
+        )  # fmt: skip
+        connection.execute(
+            "INSERT INTO attempts (job_seq, attempt, outcome, finished_at) SELECT seq, 1, 'failed', 1 FROM jobs WHERE seq % 9 = 0"
+        )
+        connection.execute(
+            "INSERT INTO logs (job_seq, attempt, level, ts, message) SELECT seq, 1, 'INFO', 1, 'x' FROM jobs WHERE seq % 9 = 0"
+        )
+        for _, sql in triggers:
+            connection.execute(sql)
+
+
+def scans(connection: apsw.Connection, sql: str) -> list[str]:
+    """The lines of the plan that walk a whole table of jobs, attempts or logs, or an index of one without a bound."""
+    parameters = [None] * len(set(re.findall(r"\?\d", sql)))
+    plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    names = "|".join(["jobs", "attempts", "logs", *re.findall(r"\b(?:jobs|attempts|logs) (?:AS )?([a-z])\b", sql)])
+    return [line for line in plan if re.match(rf"SCAN ({names})\b", line) and not is_partial(line)]
+
+
+def is_partial(line: str) -> bool:
+    """A scan of an index that holds only the few rows that a statement is about."""
+    return bool(re.search(r"INDEX jobs_(ready|due|expiring|leased)\b", line))
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "after ANALYZE"])
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_statement_walks_all_jobs(connection: apsw.Connection, name: str, analyzed: bool) -> None:
+    if analyzed:
+        connection.execute("ANALYZE")
+    else:
+        db._forget_statistics(connection)
+    found = scans(connection, STATEMENTS[name])
+
+    if name in MAY_SCAN:
+        assert found, f"{name} does not scan any more: take it off the list"
+    else:
+        assert not found, f"{name}: {found}"
+
+
+def test_a_claim_reads_in_the_order_of_the_index_and_sorts_nothing(connection: apsw.Connection) -> None:
+    db._forget_statistics(connection)
+    sql = statements.CLAIM_QUEUED_OF_ONE_QUEUE
+    plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", (1, "q", 1))]
+
+    assert any("jobs_ready" in line for line in plan)
+    assert not any("TEMP B-TREE" in line for line in plan), plan
