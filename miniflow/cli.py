@@ -8,10 +8,13 @@ its libraries are imported inside the commands: ``miniflow version`` does not wa
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args, get_origin
+from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 import rich_click as click
 
@@ -133,6 +136,19 @@ def serve(**flags: Any) -> None:
     n = application.returned
     if n:
         click.echo(f"stopped; {n} {'job' if n == 1 else 'jobs'} went back to the queue")
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process here and now: all is written and closed, and a thread that a task left behind must not hold it up.
+
+    Python would wait for such a thread for ever, or be brought down by one that prints while the interpreter ends.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
+            stream.flush()
+    os._exit(0)
 
 
 @cli.command()

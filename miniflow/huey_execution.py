@@ -6,6 +6,7 @@ exception of a kind that huey knows how to treat; then huey decides, and ``concl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from miniflow.errors import (
     JobTimeout,
     NonRetryable,
     RetryAfter,
+    StoreClosed,
     TaskExit,
     TooLarge,
 )
@@ -31,6 +33,8 @@ from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
 from miniflow.states import State
 from miniflow.writer import json_text
+
+log = logging.getLogger("miniflow.worker")
 
 LOG_LINE_CHARS_MAX = 16_000
 
@@ -138,7 +142,8 @@ class Execution:
         self.services.jobs.writer.post(Operation("log", line, keep=True))
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None:
-        shown = json_text({"done": done, "total": 1.0 if total is None else total, **({"message": message} if message else {})})
+        said = {"message": outcome.middle_out(str(message), LOG_LINE_CHARS_MAX)} if message else {}
+        shown = json_text({"done": done, "total": 1.0 if total is None else total, **said})
         claimed = self.attempt.claimed
         self.services.jobs.writer.post(Operation("progress", (claimed.seq, claimed.lease, shown)))
 
@@ -150,7 +155,10 @@ class Execution:
             return
         ending = self._ending()
         if not wait:
-            self.services.jobs.post_end(ending)
+            try:
+                self.services.jobs.post_end(ending)
+            except StoreClosed:  # the process is on its way out: the job runs again, as after a crash
+                log.warning("the end of job %s came after the store was closed", self.attempt.claimed.id)
             return
         operation, waiter = Operation("end", ending, keep=True), ThreadWaiter()
         operation.waiter = waiter

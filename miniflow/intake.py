@@ -17,11 +17,10 @@ from miniflow.errors import InvalidRequest, TooLarge, UnknownTask
 from miniflow.ids import uuid7
 from miniflow.model import NewJob
 from miniflow.registry import Registry, TaskSpec, valid_queue_name
-from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
+from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
 from miniflow.states import State
 
 PRIORITIES = {"low": 1, "medium": 6, "high": 10}
-DELAY_S_MAX = 10 * 366 * 86_400
 EMPTY = msgspec.Raw(b"{}")
 
 Short = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]

@@ -42,6 +42,7 @@ from miniflow.writer import Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
+UNWRITABLE = "Unwritable"
 REPLAY_MAX = 1000  # dead letters replayed in one group
 
 
@@ -71,7 +72,7 @@ class Jobs:
         writer.handle("insert", self._insert)
         writer.handle("log", self._write_logs)
         writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
-        writer.handle("end", self._end)
+        writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
         writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
@@ -392,6 +393,16 @@ class Jobs:
             return len(attempts)
 
         return verb
+
+
+def _plain_end(op: Operation) -> Operation | None:
+    """An end that the file would not take becomes a dead letter that says so: a job is never left with a lease nobody holds."""
+    ending: Ending = op.argument
+    if ending.error_type == UNWRITABLE:
+        return None
+    words = f"the end of the attempt could not be written ({type(op.error).__name__}); the server's log has the reason"
+    plain = Ending(ending.attempt, State.DEAD_LETTER, outcome="failed", error_type=UNWRITABLE, error=words)
+    return Operation("end", plain, keep=True)
 
 
 def _resolve_keys(

@@ -15,7 +15,7 @@ import msgspec
 from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import TooLarge
 from miniflow.model import Ending
-from miniflow.retry import DEFAULT_RETRY, RetryPolicy
+from miniflow.retry import DEFAULT_RETRY, DELAY_S_MAX, RetryPolicy
 from miniflow.states import State
 
 ERROR_CHARS_MAX = 4_000
@@ -59,7 +59,7 @@ def failure(
     return Ending(
         attempt,
         state,
-        run_at=None if delay_ms is None else now_ms + delay_ms,
+        run_at=None if delay_ms is None else now_ms + min(delay_ms, DELAY_S_MAX * 1000),
         max_retries=max_retries,
         outcome=outcome,
         error_type=error_type,

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 import msgspec
 
 
+DELAY_S_MAX = 10 * 366 * 86_400
+"""The longest wait for anything: ten years. Beyond some thousand of them a time no longer fits into the file."""
+FACTOR_MAX = 1000
+
+
 class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The wait before retry number n (1, 2, …) is ``min(base * factor ** (n - 1), max_delay)``, give or take ``jitter``.
 
@@ -28,6 +33,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     def __post_init__(self) -> None:
         if self.base < 0 or self.max_delay < 0:
             raise ValueError("base and max_delay are seconds and cannot be negative")
+        if max(self.base, self.max_delay, *(self.intervals or ())) > DELAY_S_MAX:
+            raise ValueError("a wait is at most ten years")
+        if self.factor > FACTOR_MAX:
+            raise ValueError(f"factor must be {FACTOR_MAX} or less")
         if self.factor < 1:
             raise ValueError("factor must be 1 or more")
         if not 0 <= self.jitter <= 1:

@@ -26,7 +26,7 @@ from miniflow.states import State
 log = logging.getLogger("miniflow.supervisor")
 
 TICK_BUSY_S = 0.2
-TICK_IDLE_S = 2.0
+TICK_IDLE_S = 0.5  # a job that begins just after a look is over its time by that much at most
 HEALTH_EVERY_S = 10.0
 AHEAD_S = 0.05  # how much work to have claimed ahead
 

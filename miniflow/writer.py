@@ -99,6 +99,7 @@ class Transaction:
 
 
 Handler = Callable[[Transaction, list[Operation]], None]
+Instead = Callable[[Operation], Operation | None]
 Step = Callable[[Transaction], None]
 
 
@@ -108,6 +109,7 @@ class Writer:
     def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
         self._connection, self._clock = connection, clock
         self._handlers: dict[str, Handler] = {}
+        self._instead: dict[str, Instead] = {}
         self._before: list[Step] = []
         self._after: list[Step] = []
         self._due_in: list[Callable[[], float]] = []
@@ -117,7 +119,8 @@ class Writer:
         self._lingering = False
         self._awaited = False  # somebody waits for an operation in the queue
         self._soon = False  # nobody waits, but a group is due within LINGER_S
-        self._closing = self._ended = False
+        self._closing = False
+        self._over = False  # the thread looks at the queue no more
         self.may_linger: Callable[[], bool] = lambda: False
         self._loops: list[LoopWaiter] = []
         self._thread = threading.Thread(target=self._run, name="miniflow-writer", daemon=True)
@@ -134,9 +137,12 @@ class Writer:
 
     # ------------------------------------------------------------------------------------------------ putting together
 
-    def handle(self, kind: str, handler: Handler) -> None:
-        """Operations of ``kind`` go to ``handler``, all of a group at once. Kinds run in the order of these calls."""
+    def handle(self, kind: str, handler: Handler, *, instead: Instead | None = None) -> None:
+        """Operations of ``kind`` go to ``handler``, all of a group at once. Kinds run in the order of these calls. Where one
+        cannot be written for a reason that nobody foresaw, ``instead(operation)`` is written in its place (None: nothing is)."""
         self._handlers[kind] = handler
+        if instead is not None:
+            self._instead[kind] = instead
 
     def every_group(self, step: Step, *, before: bool = False, due_in_s: Callable[[], float] | None = None) -> None:
         """Run ``step`` in each group, after (or before) its operations. ``due_in_s()`` seconds from now a group is due for it
@@ -178,16 +184,12 @@ class Writer:
         if operations[0].waiter is not None:
             self._awaited = True
         self._queue.extend(operations)
-        if self._ended:  # closed between the first line and here: nobody looks at the queue any more
+        if self._over:  # closed between the first line and here
             self._turn_away()
             if operations[0].waiter is None and operations[0].error is not None:
                 raise operations[0].error
         if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
             self._wake.set()
-        if self._over:  # the thread ended between the look at _closing and here
-            self._refuse_rest()
-            if isinstance(operations[0].error, StoreClosed):
-                raise operations[0].error
 
     def nudge(self, *, now: bool = True) -> None:
         """Something outside the queue of operations wants a group: now, or with the next one, LINGER_S from now at the latest."""
@@ -237,10 +239,8 @@ class Writer:
         try:
             while self._wait():
                 self._group()
-            self._ended = True
-            self._turn_away()
             self._over = True
-            self._refuse_rest()
+            self._turn_away()
             self._checkpoint("TRUNCATE")
         except BaseException as exc:  # without its writer the process can promise nothing
             _die(f"the writer failed: {type(exc).__name__}: {exc}", exc)
@@ -325,6 +325,9 @@ class Writer:
             log.exception("operation %s failed", batch[0].kind)
             batch[0].error = exc
             self._tell(batch)
+            substitute = self._instead[batch[0].kind](batch[0]) if batch[0].kind in self._instead else None
+            if substitute is not None:
+                self._write([substitute])
             return
         self._committed(transaction)
         self._tell(batch)
@@ -375,18 +378,6 @@ class Writer:
         self._queue.extendleft(reversed(kept))
         self._wake.clear()
         self._wake.wait(FULL_DISK_RETRY_S)
-
-    def _refuse_rest(self) -> None:
-        """Nothing is written any more: whoever came too late is told so."""
-        while True:
-            try:
-                operation = self._queue.popleft()
-            except IndexError:
-                break
-            operation.error = StoreClosed("the store is closed")
-            self._tell([operation])
-        for loop in self._loops:
-            loop.flush()
 
     @staticmethod
     def _tell(batch: Iterable[Operation]) -> None:

@@ -34,7 +34,7 @@ class AsyncLane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="miniflow-async", daemon=True)
-        self._taking = False
+        self._taking = self._closing = False
         readahead.on_async = self._notify
 
     def __repr__(self) -> str:
@@ -53,7 +53,7 @@ class AsyncLane:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End the loop, cancelling what still runs on it."""
-        self._taking = False
+        self._taking, self._closing = False, True
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout_s)
@@ -63,7 +63,8 @@ class AsyncLane:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._fill()
-        self._loop.run_forever()
+        while not self._closing:  # a task may have stopped the loop, which is not its own
+            self._loop.run_forever()
         pending = list(self._tasks)
         for task in pending:
             task.cancel()

@@ -62,7 +62,7 @@ RAISED = {
     "half_a_surrogate": "ValueError: name ",
     "nul": "ValueError: a\0b",
     "ten_megabytes": "characters left out",
-    "no_str": "Silent",
+    "no_str": "no words",
     "a_group": "ExceptionGroup: several (2 sub-exceptions)",
     "circular_cause": "ValueError: a",
     "stop_iteration": "StopIteration: 5",
@@ -77,8 +77,8 @@ RAISED = {
     "our_timeout": "",
     "our_return": "",
     "our_store_closed": "StoreClosed",
-    "retry_in_nan": "RetryAfter",
-    "retry_in_infinity": "RetryAfter",
+    "retry_in_nan": "NaN",
+    "retry_in_infinity": "infinity",
     "retry_in_the_past": "RetryAfter",
 }
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from miniflow.errors import (
     TransitionRefused,
 )
 from miniflow.huey_adapter import JobsHuey
+from miniflow.model import Ending
 from miniflow.registry import Registry
 from miniflow.states import State
 from tests.engines import (
@@ -1115,6 +1117,10 @@ def test_the_third_crash_under_a_job_makes_it_a_dead_letter(engines: Engines) ->
         killer.wait_for_arrival()
         wait_for_state(engines.path, job_id, State.RUNNING)
         assert row(engines.path, job_id).crashes == crashes
+        n = crashes * innocent
+        wait_until(
+            partial(engine.writer.total, State.COMPLETED), 5, "the innocent to end", until=lambda ended, n=n: ended == n
+        )
         engines.crash(engine)
     killer.open()
     engine = engines([holding(killer), noop], workers=2)
@@ -1609,3 +1615,20 @@ def test_an_engine_stops_on_a_full_disk(engines: Engines, short_pause: None) -> 
 
     engine = engines(noop)
     assert wait_for_state(engines.path, submit(engine, "noop")).state == State.COMPLETED
+
+
+def test_an_end_that_cannot_be_written_becomes_a_dead_letter_that_says_so(engines: Engines) -> None:
+    """A job is never left with a lease that nobody holds, whatever went wrong with its end."""
+    engine = engines(noop, workers=0)
+    job_id = submit(engine, "noop")
+    engine.jobs.claiming = True
+    settle(engine)
+    attempt = engine.readahead.take("thread", lambda claimed: engine.begin(claimed, "w"))
+    assert attempt is not None
+    attempt.finish()
+    engine.jobs.post_end(Ending(attempt, State.COMPLETED, result=object()))  # type: ignore[arg-type]
+
+    job = wait_for_state(engines.path, job_id, State.DEAD_LETTER)
+    assert job.last_error.startswith("the end of the attempt could not be written")
+    engines.stop(engine)
+    check_invariants(engines.path, stopped=True)

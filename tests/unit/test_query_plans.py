@@ -48,7 +48,8 @@ def fill(connection: apsw.Connection) -> None:
             connection.execute(f"DROP TRIGGER {name}")
         connection.executemany(
             "INSERT INTO jobs (id, task, queue, priority, state, turn, lease, attempt, max_retries, run_at, expires_at, "
-            "created_at, updated_at, completed_at, idempotency_key, payload) VALUES (?, ?, ?, ?, ?, ?, ?, 1, 3, ?, ?, 1, 1, ?, ?, '{}')",
+            "created_at, updated_at, completed_at, idempotency_key, payload) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, 1, 3, ?, ?, 1, 1, ?, ?, '{}')",
             (
                 (
                     f"id-{i}", f"task{i % 7}", f"queue{i % 3}", chance.randint(-1, 1), state, i,
