@@ -71,7 +71,7 @@ class Application:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, on_ready: OnReady | None = None) -> None:
-        """Serve until a signal or ``request_stop``. ``on_ready`` is run when requests are answered; its failure stops the server."""
+        """Serve until a signal or ``request_stop``. ``on_ready`` runs once requests are answered; its failure stops the server."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self._serve(on_ready))
 
@@ -134,7 +134,9 @@ class Application:
         assert self._stopping is not None
         stopping = asyncio.create_task(self._stopping.wait())
         ready = asyncio.ensure_future(on_ready(self)) if on_ready is not None else None
-        done, _ = await asyncio.wait([task for task in (stopping, ready) if task is not None], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            [task for task in (stopping, ready) if task is not None], return_when=asyncio.FIRST_COMPLETED
+        )
         if ready is not None and ready in done and ready.exception() is not None:
             stopping.cancel()
             return ready.exception()
@@ -143,7 +145,9 @@ class Application:
             ready.cancel()
         return None
 
-    async def _stop(self, server: _Server, serving: asyncio.Task[None], watching: asyncio.Task[None] | None, readers: Readers) -> None:
+    async def _stop(
+        self, server: _Server, serving: asyncio.Task[None], watching: asyncio.Task[None] | None, readers: Readers
+    ) -> None:
         engine = self.engine
         if watching is not None:
             watching.cancel()
@@ -185,18 +189,29 @@ class Application:
     def _tell_recovered(self) -> None:
         found = self.engine.recovered
         if any(found):
-            log.warning("the last process did not stop cleanly: %d jobs were running and run again, %d were buried after their third crash, %d had not begun", found.again, found.buried, found.released)
+            log.warning(
+                "the last process did not stop cleanly: %d jobs ran and run again, %d were buried or cancelled, %d had not begun",
+                found.again,
+                found.buried,
+                found.released,
+            )
 
 
 def report_failures(failures: Sequence[Any]) -> None:
     """Task files that could not be imported, each with its traceback, on standard error."""
     for failure in failures:
-        print(f"task file {failure.path} was not loaded: {failure.error}\n{failure.traceback}", file=sys.stderr, flush=True)
+        print(
+            f"task file {failure.path} was not loaded: {failure.error}\n{failure.traceback}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _check_exposure(settings: Settings) -> None:
     if settings.host not in LOOPBACK_HOSTS and not settings.token and not settings.insecure:
-        raise SettingsError(f"--host {settings.host} can be reached by others: set a --token that they must give, or say --insecure")
+        raise SettingsError(
+            f"--host {settings.host} can be reached by others: set a --token that they must give, or say --insecure"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -211,7 +226,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         if exc.errno == errno.EADDRINUSE:
             raise SettingsError(f"port {port} on {host} is in use; choose another with --port") from exc
-        raise SettingsError(f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another with --host and --port") from exc
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another with --host and --port"
+        ) from exc
     listener.setblocking(False)
     return listener
 
@@ -229,5 +246,6 @@ def banner(application: Application) -> str:
     engine, settings = application.engine, application.settings
     return (
         f"MiniFlow {__version__} is ready: {application.url}\n"
-        f"  database {settings.db} · {len(engine.registry)} tasks from {settings.tasks} · {settings.workers} workers · queues {settings.queues}"
+        f"  database {settings.db} · {len(engine.registry)} tasks from {settings.tasks}"
+        f" · {settings.workers} workers · queues {settings.queues}"
     )

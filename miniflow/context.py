@@ -142,7 +142,7 @@ def current() -> JobContext:
 
 
 class use:
-    """Make a context the current one within a ``with`` block. Given as a callable it is made when it is asked for, since most jobs
+    """Make a context the current one within a ``with`` block. Given as a callable it is made when it is asked for: most jobs
     never ask. A class, because a generator would cost a no-op job a microsecond."""
 
     __slots__ = ("_make", "_token")
@@ -153,5 +153,7 @@ class use:
     def __enter__(self) -> None:
         self._token = _current.set(self._make)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _current.reset(self._token)

@@ -31,7 +31,23 @@ CACHE_KIB = 16_000
 WAL_AUTOCHECKPOINT_PAGES = 1000
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 NETWORK_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ncpfs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs"}
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ncpfs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "fuse.sshfs",
+        "fuse.s3fs",
+    }
 )
 
 
@@ -68,7 +84,9 @@ def open_writer(path: str | Path, *, synchronous: str = "FULL") -> Database:
         _recognise(connection, real)
         _prepare(connection, real)
         migrations.apply(connection, real)
-        _set_and_assert(connection, {"synchronous": {"OFF": 0, "NORMAL": 1, "FULL": 2, "EXTRA": 3}[synchronous.upper()]}, real)
+        _set_and_assert(
+            connection, {"synchronous": {"OFF": 0, "NORMAL": 1, "FULL": 2, "EXTRA": 3}[synchronous.upper()]}, real
+        )
         _forget_statistics(connection)
     except BaseException as exc:  # whatever it was, the file must not stay taken
         connection.close()
@@ -135,10 +153,13 @@ def _check_library() -> None:
     if version < SQLITE_OLDEST:
         wanted = ".".join(map(str, SQLITE_OLDEST))
         raise StoreError(
-            f"SQLite {apsw.sqlite_lib_version()} is too old: {wanted} or newer is needed (it mends the WAL-reset bug); pip install -U apsw"
+            f"SQLite {apsw.sqlite_lib_version()} is too old: {wanted} or newer is needed (it mends the WAL-reset bug); "
+            "pip install -U apsw"
         )
     if any("NO_SYNC" in option for option in apsw.compile_options):
-        raise StoreError("this build of SQLite never syncs (NO_SYNC): an acknowledged job could be lost; pip install -U apsw")
+        raise StoreError(
+            "this build of SQLite never syncs (NO_SYNC): an acknowledged job could be lost; pip install -U apsw"
+        )
 
 
 def _check_place(real: str) -> None:
@@ -148,11 +169,13 @@ def _check_place(real: str) -> None:
     if os.path.isdir(real):
         raise StoreError(f"{real} is a folder; --db takes the path of a file")
     if not os.access(folder, os.W_OK) or (os.path.exists(real) and not os.access(real, os.W_OK)):
-        raise StoreError(f"{real} cannot be written by this user; mend its permissions or choose another place with --db")
+        raise StoreError(
+            f"{real} cannot be written by this user; mend its permissions or choose another place with --db"
+        )
     kind = filesystem_type(folder)
     if kind in NETWORK_FILESYSTEMS:
         raise StoreError(
-            f"{real} lies on a network filesystem ({kind}): SQLite's write-ahead log needs memory shared by all who use the file. "
+            f"{real} lies on a network filesystem ({kind}): SQLite's write-ahead log needs memory shared by all who use it. "
             "Choose a local disk with --db"
         )
 
@@ -163,7 +186,9 @@ def filesystem_type(folder: str) -> str:
         partitions = psutil.disk_partitions(all=True)
     except OSError:
         return ""
-    holding = [p for p in partitions if os.path.commonpath([p.mountpoint, folder]) == p.mountpoint] if os.name != "nt" else []
+    holding = (
+        [p for p in partitions if os.path.commonpath([p.mountpoint, folder]) == p.mountpoint] if os.name != "nt" else []
+    )
     return max(holding, key=lambda p: len(p.mountpoint)).fstype.lower() if holding else ""
 
 
@@ -172,14 +197,18 @@ def _take(real: str) -> filelock.BaseFileLock:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise StoreBusy(f"{real} is in use by another MiniFlow{_holder(real)}; stop that one, or choose another file with --db") from None
+        raise StoreBusy(
+            f"{real} is in use by another MiniFlow{_holder(real)}; stop that one, or choose another file with --db"
+        ) from None
     except OSError as exc:
-        raise StoreError(f"{real}.lock cannot be made: {exc.strerror or exc}; choose a writable place with --db") from exc
+        raise StoreError(
+            f"{real}.lock cannot be made: {exc.strerror or exc}; choose a writable place with --db"
+        ) from exc
     return lock
 
 
 def _holder(real: str) -> str:
-    """" (process 123, http://…)", as the other process wrote it into the file; empty if it cannot be read."""
+    """ " (process 123, http://…)", as the other process wrote it into the file; empty if it cannot be read."""
     try:
         reader = open_reader(real)
         try:
@@ -195,7 +224,9 @@ def _connect(real: str, flags: int) -> apsw.Connection:
     try:
         connection = apsw.Connection(real, flags=flags)
     except apsw.CantOpenError as exc:
-        raise StoreError(f"{real} cannot be opened: {os.strerror(errno.EACCES)} or no such place; choose another with --db") from exc
+        raise StoreError(
+            f"{real} cannot be opened: {os.strerror(errno.EACCES)} or no such place; choose another with --db"
+        ) from exc
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     return connection
 
@@ -243,13 +274,17 @@ def _set_and_assert(connection: apsw.Connection, wanted: dict[str, int | str], r
         connection.pragma(name, value)
         got = connection.pragma(name)
         if got != value:
-            raise StoreError(f"{real}: PRAGMA {name} = {value} was not taken (it is {got}); the file cannot be used safely here")
+            raise StoreError(
+                f"{real}: PRAGMA {name} = {value} was not taken (it is {got}); the file cannot be used safely here"
+            )
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
     """A queue's statistics are out of date at once: measured, after an ANALYZE with no job leased the planner walked all leases
     for each end of a job, and the drain fell to a tenth. Somebody may have run one in a shell."""
-    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE name IN ('sqlite_stat1', 'sqlite_stat4')").fetchall():
+    for (table,) in connection.execute(
+        "SELECT name FROM sqlite_schema WHERE name IN ('sqlite_stat1', 'sqlite_stat4')"
+    ).fetchall():
         connection.execute(f"DROP TABLE {table}")  # the two names above, nothing from outside
 
 

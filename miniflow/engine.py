@@ -41,7 +41,14 @@ STOP_TICK_S = 0.02
 
 
 class Engine:
-    def __init__(self, settings: Settings, *, clock: Clock | None = None, huey: JobsHuey | None = None, specs: registry.Registry | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        huey: JobsHuey | None = None,
+        specs: registry.Registry | None = None,
+    ) -> None:
         """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests)."""
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
@@ -49,7 +56,9 @@ class Engine:
         guard.protect(settings.db)  # before the task files, which are code that could open it
         try:
             self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
-            self.database = db.open_writer(settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL")
+            self.database = db.open_writer(
+                settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL"
+            )
         except BaseException:  # whatever it was, nothing is open
             guard.release(settings.db)
             raise
@@ -69,10 +78,16 @@ class Engine:
             max_queues=settings.max_queues,
             cancel_grace_ms=round(settings.stop_grace * 1000),
         )
-        self.intake = Intake(self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout)
-        services = Services(self.jobs, self.clock, max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes)
+        self.intake = Intake(
+            self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
+        )
+        services = Services(
+            self.jobs, self.clock, max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes
+        )
         self.huey.attach(services, self.intake, self.database.path, self.registry)
-        self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers)
+        self.consumer = JobConsumer(
+            self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers
+        )
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
         self.supervisor = Supervisor(
             self.jobs,

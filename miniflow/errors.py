@@ -70,7 +70,9 @@ class QueueFull(MiniFlowError):
     """The number of waiting jobs is at its limit; ``retry_after_s`` is when to try again."""
 
     def __init__(self, waiting: int, limit: int, retry_after_s: int = 5) -> None:
-        super().__init__(f"{waiting:,} jobs are waiting, the limit max_queue is {limit:,}; try again in {retry_after_s} s")
+        super().__init__(
+            f"{waiting:,} jobs are waiting, the limit max_queue is {limit:,}; try again in {retry_after_s} s"
+        )
         self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
 
 

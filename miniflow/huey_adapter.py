@@ -151,7 +151,11 @@ class JobsHuey(Huey):
         """Make a huey task class of every native spec; called again after a reload."""
         self._specs = specs
         native = {spec.name: spec for spec in specs if spec.native}
-        kept = {name: cls for name, cls in self._registry._registry.items() if specs.find(name) is getattr(cls, "spec", None)}
+        kept = {
+            name: cls
+            for name, cls in self._registry._registry.items()
+            if specs.find(name) is getattr(cls, "spec", None)
+        }
         self._registry.clear()
         for cls in kept.values():
             self._registry.register(cls)
@@ -169,7 +173,10 @@ class JobsHuey(Huey):
             self._insert(jobs)
             return ResultGroup([Result(self, member) for member in task.tasks])
         if isinstance(task, chord) or task.on_complete is not None or task.on_error is not None:
-            raise ConfigurationError("pipelines, chords and on_error need huey's own storage for now; use a group, or enqueue the next task from the first")
+            raise ConfigurationError(
+                "pipelines, chords and on_error need huey's own storage for now; "
+                "use a group, or enqueue the next task from the first"
+            )
         job = self._new_job(task)
         self._emit(S.SIGNAL_ENQUEUED, task)
         self._insert([job])
@@ -177,7 +184,9 @@ class JobsHuey(Huey):
 
     def _new_job(self, task: Task) -> NewJob:
         if self._intake is None:
-            raise MiniFlowError("no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True")
+            raise MiniFlowError(
+                "no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True"
+            )
         spec = type(task).spec
         args = dict(task.kwargs)
         args.pop("task", None)
@@ -224,7 +233,9 @@ class JobsHuey(Huey):
     def _task(self, attempt: Attempt, cls: Any, args: Any, kwargs: dict[str, Any]) -> Task:
         claimed = attempt.claimed
         timeout = None if claimed.timeout_ms is None else claimed.timeout_ms / 1000
-        task = cls(args, kwargs, claimed.id, None, outcome.retries_left(attempt), priority=claimed.priority, timeout=timeout)
+        task = cls(
+            args, kwargs, claimed.id, None, outcome.retries_left(attempt), priority=claimed.priority, timeout=timeout
+        )
         if claimed.expires_at is not None and not claimed.attempt:
             task.expires_resolved = naive_utc(claimed.expires_at)
         return task
@@ -258,7 +269,12 @@ class JobsHuey(Huey):
         self._run_through_huey(run, self._task(attempt, cls, args, kwargs))
 
     def _nobody_listens(self) -> bool:
-        return not (self._pre_execute or self._post_execute or not self._jobs_storage.quiet or any(self._signal.receivers.values()))
+        return not (
+            self._pre_execute
+            or self._post_execute
+            or not self._jobs_storage.quiet
+            or any(self._signal.receivers.values())
+        )
 
     def _run_through_huey(self, run: Execution, task: Task) -> None:
         token = _execution.set(run)
@@ -276,7 +292,13 @@ class JobsHuey(Huey):
         assert self._services is not None
         if attempt.finish():
             ending = outcome.failure(
-                attempt, outcome="failed", error_type=type(exc).__name__, error=str(exc), trace=None, now_ms=self._services.clock.now_ms(), delay_ms=None
+                attempt,
+                outcome="failed",
+                error_type=type(exc).__name__,
+                error=str(exc),
+                trace=None,
+                now_ms=self._services.clock.now_ms(),
+                delay_ms=None,
             )
             self._services.jobs.post_end(ending)
 
@@ -308,9 +330,19 @@ class JobsHuey(Huey):
         run = _execution.get()
         if run is None:
             return dict(super().build_error_result(task, exception))
-        shown: BaseException = exception.__cause__ if isinstance(exception, TaskTimeout | CancelExecution) and exception.__cause__ else exception
+        shown: BaseException = (
+            exception.__cause__
+            if isinstance(exception, TaskTimeout | CancelExecution) and exception.__cause__
+            else exception
+        )
         run.error_type = "JobTimeout" if isinstance(exception, TaskTimeout) else type(shown).__name__
-        run.error = str(exception) if isinstance(exception, TaskTimeout) else f"{type(shown).__name__}: {shown}" if str(shown) else type(shown).__name__
+        run.error = (
+            str(exception)
+            if isinstance(exception, TaskTimeout)
+            else f"{type(shown).__name__}: {shown}"
+            if str(shown)
+            else type(shown).__name__
+        )
         run.trace = outcome.format_traceback(shown)
         return {"error": run.error, "retries": task.retries, "traceback": run.trace, "task_id": task.id}
 
@@ -389,4 +421,4 @@ class _Body:
 
 
 huey = JobsHuey()
-"""The one that task files use. It is attached to the database by ``miniflow serve``; before that, only ``immediate`` mode runs."""
+"""The one that task files use. ``miniflow serve`` attaches it to the database; before that, only ``immediate`` mode runs."""

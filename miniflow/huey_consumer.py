@@ -28,7 +28,9 @@ class JobWorker(Worker):
 
     _names = iter(range(1, 1 << 62))
 
-    def __init__(self, *, readahead: ReadAhead, begin: Callable[[Claimed, str], Attempt], prefix: str, **options: Any) -> None:
+    def __init__(
+        self, *, readahead: ReadAhead, begin: Callable[[Claimed, str], Attempt], prefix: str, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._readahead, self._begin = readahead, begin
         self.worker_id = f"{prefix}-{next(self._names)}"
@@ -69,7 +71,15 @@ class JobConsumer(Consumer):
     worker_class = JobWorker
     scheduler_class = MinuteScheduler
 
-    def __init__(self, huey: JobsHuey, *, readahead: ReadAhead, begin: Callable[[Claimed, str], Attempt], prefix: str, workers: int) -> None:
+    def __init__(
+        self,
+        huey: JobsHuey,
+        *,
+        readahead: ReadAhead,
+        begin: Callable[[Claimed, str], Attempt],
+        prefix: str,
+        workers: int,
+    ) -> None:
         self._readahead, self._begin, self._prefix = readahead, begin, prefix
         self._abandoned: list[JobWorker] = []
         self.abandoned_total = 0

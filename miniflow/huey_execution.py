@@ -52,8 +52,8 @@ class Execution:
     """One attempt on its way through huey's ``execute``: collects what came of it, to be written once."""
 
     __slots__ = (
-        "attempt", "began", "delay_ms", "error", "error_type", "final", "outcome", "raised", "result", "retries_left", "retry_at", "services",
-        "spec", "state", "trace",
+        "attempt", "began", "delay_ms", "error", "error_type", "final", "outcome", "raised", "result", "retries_left",
+        "retry_at", "services", "spec", "state", "trace",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, spec: TaskSpec, services: Services) -> None:
@@ -137,7 +137,10 @@ class Execution:
         if before >= limit:
             return
         if attempt.log_bytes >= limit:
-            level, message = "WARNING", f"the log is at its limit (max_log_bytes = {limit:,}); later lines of this attempt are left out"
+            level, message = (
+                "WARNING",
+                f"the log is at its limit (max_log_bytes = {limit:,}); later lines of this attempt are left out",
+            )
         line = LogLine(attempt.claimed.seq, attempt.number, level, self.services.clock.now_ms(), message)
         self.services.jobs.writer.post(Operation("log", line, keep=True))
 
@@ -169,11 +172,15 @@ class Execution:
         attempt = self.attempt
         if self.state is State.COMPLETED:
             return Ending(attempt, State.COMPLETED, result=self.result)
-        if isinstance(attempt.pending, JobCancelled):  # whatever it failed with, it was asked to stop and is not run again
+        if isinstance(
+            attempt.pending, JobCancelled
+        ):  # whatever it failed with, it was asked to stop and is not run again
             self.state = State.CANCELLED
         if self.state in (State.CANCELLED, State.EXPIRED):
             history = "cancelled" if attempt.charged else None
-            return Ending(attempt, self.state, outcome=history, error_type=self.error_type or None, error=self.error or self.state)
+            return Ending(
+                attempt, self.state, outcome=history, error_type=self.error_type or None, error=self.error or self.state
+            )
         return outcome.failure(
             attempt,
             outcome=self.outcome,

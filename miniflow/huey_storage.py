@@ -23,7 +23,7 @@ from miniflow.db import open_reader
 from miniflow.errors import MiniFlowError
 from miniflow.notices import Notices
 from miniflow.states import State
-from miniflow.writer import Transaction, Writer
+from miniflow.writer import Transaction, Writer, json_text
 
 COUNTER = "counter:"
 
@@ -67,14 +67,18 @@ class JobsStorage(BaseStorage):
 
     def _write(self, verb: Any) -> Any:
         if self._writer is None:
-            raise MiniFlowError("no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True")
+            raise MiniFlowError(
+                "no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True"
+            )
         return self._writer.call("verb", verb)
 
     def _read(self, statement: str, *parameters: Any) -> list[Any]:
         reader = getattr(self._local, "reader", None)
         if reader is None:
             if not self._path:
-                raise MiniFlowError("no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True")
+                raise MiniFlowError(
+                    "no MiniFlow runs in this process; start one with `miniflow serve`, or set huey.immediate = True"
+                )
             reader = self._local.reader = open_reader(self._path)
             self._readers.append(reader)
         return list(reader.execute(statement, parameters).fetchall())
@@ -104,8 +108,7 @@ class JobsStorage(BaseStorage):
         return self._items([State.SCHEDULED, State.RETRYING], limit)
 
     def _items(self, states: list[State], limit: int | None) -> list[Any]:
-        marks = ", ".join("?" for _ in states)
-        return self._read(f"SELECT task, id, run_at, payload FROM jobs WHERE state IN ({marks}) ORDER BY seq LIMIT ?", *states, -1 if limit is None else limit)
+        return self._read(sql.TASKS_IN_STATES, json_text(states), -1 if limit is None else limit)
 
     # ------------------------------------------------------------------------------------------------------------ results
 
@@ -149,13 +152,17 @@ class JobsStorage(BaseStorage):
 
         def put(tx: Transaction) -> bool:
             tx.run(sql.KV_DELETE_EXPIRED, tx.now_ms)
-            return bool(tx.run(sql.KV_PUT_IF_ABSENT, key, value, None if ttl is None else tx.now_ms + round(ttl * 1000)))
+            return bool(
+                tx.run(sql.KV_PUT_IF_ABSENT, key, value, None if ttl is None else tx.now_ms + round(ttl * 1000))
+            )
 
         taken = bool(self._write(put))
         self._keys.add(key)
         return taken
 
-    def wait_result(self, key: Any, timeout: float | None = None, backoff: float = 1.15, max_delay: float = 1.0) -> bool:
+    def wait_result(
+        self, key: Any, timeout: float | None = None, backoff: float = 1.15, max_delay: float = 1.0
+    ) -> bool:
         """Wait for the commit that ends the job; nothing is polled."""
         key, ended = _text(key), threading.Event()
         assert self._notices is not None

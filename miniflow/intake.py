@@ -43,7 +43,9 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
     retry: RetryPolicy | Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | None = None
     idempotency_key: Key | None = None
-    tags: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=50)] | None = None
+    tags: (
+        Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=50)] | None
+    ) = None
     meta: dict[str, Any] | None = None
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
     result_ttl: Seconds | None = None
@@ -53,12 +55,22 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
 class Intake:
     """Makes rows of submissions."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, max_payload_bytes: int, default_timeout_s: float, default_max_retries: int = DEFAULT_MAX_RETRIES) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Clock,
+        *,
+        max_payload_bytes: int,
+        default_timeout_s: float,
+        default_max_retries: int = DEFAULT_MAX_RETRIES,
+    ) -> None:
         self.registry, self._clock, self._max_payload_bytes = registry, clock, max_payload_bytes
         self._default_timeout_ms = round(default_timeout_s * 1000) or None
         self._default_max_retries = default_max_retries
 
-    def job(self, submission: Submission, *, request_id: str | None = None, job_id: str | None = None, where: str = "") -> NewJob:
+    def job(
+        self, submission: Submission, *, request_id: str | None = None, job_id: str | None = None, where: str = ""
+    ) -> NewJob:
         """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3].").
 
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
@@ -77,14 +89,37 @@ class Intake:
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
             raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
-        priority = PRIORITIES[s.priority] if isinstance(s.priority, str) else spec.priority if s.priority is None else s.priority
+        priority = (
+            PRIORITIES[s.priority]
+            if isinstance(s.priority, str)
+            else spec.priority
+            if s.priority is None
+            else s.priority
+        )
         state, run_at, relative = self._when(s, where)
         max_retries = _first(s.max_retries, spec.max_retries, self._default_max_retries)
-        timeout_ms = _ms(_first(s.timeout, spec.timeout_s)) if s.timeout is not None or spec.timeout_s is not None else self._default_timeout_ms
+        timeout_ms = (
+            _ms(_first(s.timeout, spec.timeout_s))
+            if s.timeout is not None or spec.timeout_s is not None
+            else self._default_timeout_ms
+        )
         ttl_s = s.ttl if s.ttl is not None else spec.ttl_s
         expires_at = None if ttl_s is None else (run_at or self._clock.now_ms()) + round(ttl_s * 1000)
         new_id = job_id or uuid7()
-        row: list[Any] = [new_id, spec.name, queue, priority, state, payload, max_retries, timeout_ms or None, run_at, relative, expires_at, request_id]
+        row: list[Any] = [
+            new_id,
+            spec.name,
+            queue,
+            priority,
+            state,
+            payload,
+            max_retries,
+            timeout_ms or None,
+            run_at,
+            relative,
+            expires_at,
+            request_id,
+        ]
         key = s.idempotency_key
         if s.retry is None and not _has_extras(s, spec) and key is None:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
@@ -99,7 +134,9 @@ class Intake:
         if data == b"null":
             data = b"{}"
         if len(data) > self._max_payload_bytes:
-            raise TooLarge(f"{where}payload" if where else "the payload", len(data), "max_payload_bytes", self._max_payload_bytes)
+            raise TooLarge(
+                f"{where}payload" if where else "the payload", len(data), "max_payload_bytes", self._max_payload_bytes
+            )
         try:
             text = data.decode()
             spec.binding.check(text)
@@ -129,7 +166,11 @@ class Intake:
 
 def fingerprint(s: Submission, payload: str) -> str:
     """What makes two submits with one idempotency key the same: all fields, whatever their order in the JSON."""
-    fields = msgspec.structs.asdict(s) | {"payload": msgspec.json.decode(payload), "task": s.task or s.type, "type": None}
+    fields = msgspec.structs.asdict(s) | {
+        "payload": msgspec.json.decode(payload),
+        "task": s.task or s.type,
+        "type": None,
+    }
     return hashlib.blake2b(msgspec.json.encode(fields, order="sorted"), digest_size=16).hexdigest()
 
 
@@ -160,7 +201,10 @@ def _options(s: Submission, spec: TaskSpec) -> str | None:
     options: dict[str, Any] = {}
     if policy is not None:
         options["retry"] = policy
-    for name, seconds in (("result_ttl_ms", _first(s.result_ttl, spec.result_ttl_s)), ("failure_ttl_ms", _first(s.failure_ttl, spec.failure_ttl_s))):
+    for name, seconds in (
+        ("result_ttl_ms", _first(s.result_ttl, spec.result_ttl_s)),
+        ("failure_ttl_ms", _first(s.failure_ttl, spec.failure_ttl_s)),
+    ):
         if seconds is not None:
             options[name] = round(seconds * 1000)
     return _json(options)

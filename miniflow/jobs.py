@@ -60,8 +60,19 @@ class Jobs:
         max_queues: int,
         cancel_grace_ms: int,
     ) -> None:
-        self.writer, self.readahead, self.running, self.notices, self._clock = writer, readahead, running, notices, clock
-        self._queues, self._max_queue, self._max_queues, self._cancel_grace_ms = queues, max_queue, max_queues, cancel_grace_ms
+        self.writer, self.readahead, self.running, self.notices, self._clock = (
+            writer,
+            readahead,
+            running,
+            notices,
+            clock,
+        )
+        self._queues, self._max_queue, self._max_queues, self._cancel_grace_ms = (
+            queues,
+            max_queue,
+            max_queues,
+            cancel_grace_ms,
+        )
         self._leases = itertools.count(1)  # every lease of an earlier process is void
         self._marks: dict[int, Attempt] = {}
         self.suspects: set[int] = set()  # rows that were leased when the last process died
@@ -243,25 +254,51 @@ class Jobs:
             a = e.attempt
             claimed = a.claimed
             begun = 1 if a.marked or not a.charged else 0
-            rows.append((claimed.seq, claimed.lease, e.state, begun, a.started_at, a.worker_id, e.result, e.run_at, e.error, e.max_retries))
+            rows.append(
+                (
+                    claimed.seq,
+                    claimed.lease,
+                    e.state,
+                    begun,
+                    a.started_at,
+                    a.worker_id,
+                    e.result,
+                    e.run_at,
+                    e.error,
+                    e.max_retries,
+                )
+            )
         if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms) < len(rows):
             if len(ops) > 1:
                 raise Singly
             attempt = ops[0].argument.attempt
-            log.warning("refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id)
+            log.warning(
+                "refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id
+            )
             return
         self._count_ends(tx, [op.argument for op in ops])
         failed = [op.argument for op in ops if op.argument.outcome is not None]
         if failed:
             history = [
-                (e.attempt.claimed.seq, e.attempt.number, e.outcome, e.attempt.worker_id, e.attempt.started_at, e.error_type, e.error, e.traceback)
+                (
+                    e.attempt.claimed.seq,
+                    e.attempt.number,
+                    e.outcome,
+                    e.attempt.worker_id,
+                    e.attempt.started_at,
+                    e.error_type,
+                    e.error,
+                    e.traceback,
+                )
                 for e in failed
             ]
             tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
         self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
 
     def _count_ends(self, tx: Transaction, endings: list[Ending]) -> None:
-        alike = Counter((e.attempt.marked, e.attempt.claimed.queue, e.attempt.claimed.task, e.state, e.outcome) for e in endings)
+        alike = Counter(
+            (e.attempt.marked, e.attempt.claimed.queue, e.attempt.claimed.task, e.state, e.outcome) for e in endings
+        )
         for (marked, queue, task, state, outcome), n in alike.items():
             tx.count(State.RUNNING if marked else State.QUEUED, queue, -n)
             tx.count(state, queue, n)
@@ -345,13 +382,19 @@ class Jobs:
                 tx.count(State.QUEUED, queue)
                 self.ready(tx, queue, priority)
             else:
-                remedy = "submit it again" if state in TERMINAL else "only a dead letter, or a job that waits for its next attempt, can be retried"
+                remedy = (
+                    "submit it again"
+                    if state in TERMINAL
+                    else "only a dead letter, or a job that waits for its next attempt, can be retried"
+                )
                 raise TransitionRefused(job_id, "retry", state, remedy)
             return State.QUEUED
 
         return verb
 
-    def replay_dead_letters(self, after_seq: int, *, queue: str | None = None, task: str | None = None) -> Callable[[Transaction], tuple[int, int | None]]:
+    def replay_dead_letters(
+        self, after_seq: int, *, queue: str | None = None, task: str | None = None
+    ) -> Callable[[Transaction], tuple[int, int | None]]:
         """Replay the next REPLAY_MAX dead letters beyond ``after_seq``: (how many, where to go on or None when that was all)."""
 
         def verb(tx: Transaction) -> tuple[int, int | None]:
@@ -377,7 +420,7 @@ class Jobs:
 
     def give_back_all(self, tx: Transaction) -> int:
         """At stop: what was claimed ahead goes back to the queue; returns how many rows."""
-        return self.give_back(tx, lambda row: True)
+        return self.give_back(tx, lambda _: True)
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
         """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
@@ -385,7 +428,11 @@ class Jobs:
             self._marks.pop(a.claimed.seq, None)
 
         def verb(tx: Transaction) -> int:
-            tx.run(sql.RELEASE_IF_LEASED, json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts]), tx.now_ms)
+            tx.run(
+                sql.RELEASE_IF_LEASED,
+                json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts]),
+                tx.now_ms,
+            )
             for a in attempts:
                 if a.marked:
                     tx.count(State.RUNNING, a.claimed.queue, -1)

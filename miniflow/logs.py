@@ -24,7 +24,9 @@ def set_up(folder: str, level: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = RotatingFileHandler(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT, encoding="utf-8")
     except OSError as exc:
-        raise SettingsError(f"the log cannot be written to {path}: {exc.strerror}; choose another folder with --log-dir") from exc
+        raise SettingsError(
+            f"the log cannot be written to {path}: {exc.strerror}; choose another folder with --log-dir"
+        ) from exc
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING)
     root = logging.getLogger()

@@ -34,7 +34,8 @@ def apply(connection: apsw.Connection, path: str, steps: list[str] | None = None
     version = connection.pragma("user_version")
     if version > len(steps):
         raise StoreError(
-            f"{path} has schema {version}, this MiniFlow knows {len(steps)}: it was written by a newer one; upgrade MiniFlow, or use another file"
+            f"{path} has schema {version}, this MiniFlow knows {len(steps)}: it was written by a newer one; "
+            "upgrade MiniFlow, or use another file"
         )
     if 0 < version < len(steps):
         backup(connection, f"{path}.v{version}.backup")
@@ -45,7 +46,9 @@ def apply(connection: apsw.Connection, path: str, steps: list[str] | None = None
             connection.pragma("user_version", number)
     found = [tuple(row) for row in connection.execute(statements.TRANSITIONS).fetchall()]
     if found != states.transition_rows():
-        raise StoreError(f"{path}: its table of transitions is not this program's; it was changed by hand or by another version")
+        raise StoreError(
+            f"{path}: its table of transitions is not this program's; it was changed by hand or by another version"
+        )
     return len(steps)
 
 
@@ -62,4 +65,6 @@ def backup(connection: apsw.Connection, target: str) -> None:
 def _write_transitions(connection: apsw.Connection) -> None:
     connection.execute("DELETE FROM transitions")
     rows = msgspec.json.encode(states.transition_rows()).decode()
-    connection.execute("INSERT INTO transitions SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)", (rows,))
+    connection.execute(
+        "INSERT INTO transitions SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)", (rows,)
+    )

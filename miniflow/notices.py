@@ -26,7 +26,7 @@ class Notices:
         return bool(self._waiting)
 
     def listen(self, job_id: str, listener: Listener) -> None:
-        """Call ``listener(job_id)`` once, when that job has ended. Look at the job *after* this call: it may have ended before."""
+        """Call ``listener(job_id)`` once, when that job has ended. Look at the job *after* this call: it may be over."""
         with self._lock:
             self._waiting.setdefault(job_id, []).append(listener)
 

@@ -29,7 +29,7 @@ class Operation:
 class Waiter(Protocol):
     """Who is told when an operation is committed or has failed."""
 
-    def done(self, operation: Operation) -> None: ...
+    def done(self, operation: Operation, /) -> None: ...
 
 
 class Poster(Protocol):
@@ -47,7 +47,7 @@ class ThreadWaiter:
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def done(self, operation: Operation) -> None:
+    def done(self, _: Operation) -> None:
         self._lock.release()
 
     def wait(self) -> None:

@@ -108,7 +108,9 @@ class Queries:
             raise NotFound("job", job_id)
         return job_of_row(rows[0])
 
-    async def page(self, *, status: str | None, queue: str | None, task: str | None, limit: int, cursor: str | None) -> Page:
+    async def page(
+        self, *, status: str | None, queue: str | None, task: str | None, limit: int, cursor: str | None
+    ) -> Page:
         """The jobs that fit, newest first. InvalidRequest for a status or cursor that is none."""
         states = parse_status(status)
         before = parse_cursor(cursor)
@@ -119,7 +121,9 @@ class Queries:
             elif len(states) == 1:
                 rows = await self._readers.fetch(sql.LIST_JOBS_BY_STATE, before, limit + 1, states[0])
             else:
-                rows = await self._readers.fetch(sql.LIST_JOBS_BY_STATES, before, limit + 1, msgspec.json.encode(states).decode())
+                rows = await self._readers.fetch(
+                    sql.LIST_JOBS_BY_STATES, before, limit + 1, msgspec.json.encode(states).decode()
+                )
         else:
             if states is not None and len(states) > 1:
                 raise InvalidRequest("status", "takes one state where queue or task is given")
@@ -134,14 +138,20 @@ class Queries:
         next_cursor = _cursor(rows[limit - 1][0]) if len(rows) > limit else None
         if next_cursor is None and scanned_to and scanned_to[0][0] is not None and scanned_to[0][0] > 1:
             next_cursor = _cursor(scanned_to[0][0])
-        return Page(items=[job_of_row(row, listed=True) for row in rows[:limit]], next_cursor=next_cursor, total=self._total(states, queue, task))
+        return Page(
+            items=[job_of_row(row, listed=True) for row in rows[:limit]],
+            next_cursor=next_cursor,
+            total=self._total(states, queue, task),
+        )
 
     def _total(self, states: list[State] | None, queue: str | None, task: str | None) -> int | None:
         if task is not None:
             return None
         counters = self._writer.counters
         wanted = list(State) if states is None else states
-        return sum(n for state in wanted for label, n in counters.get(state, {}).items() if queue is None or label == queue)
+        return sum(
+            n for state in wanted for label, n in counters.get(state, {}).items() if queue is None or label == queue
+        )
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         rows = await self._readers.fetch(sql.ATTEMPTS_OF_JOB, job_id)
@@ -149,7 +159,14 @@ class Queries:
             raise NotFound("job", job_id)
         return [
             Attempt(
-                attempt=n, outcome=outcome, worker_id=worker, started_at=rfc3339(begun), finished_at=rfc3339(ended), error_type=kind, error=error, traceback=trace
+                attempt=n,
+                outcome=outcome,
+                worker_id=worker,
+                started_at=rfc3339(begun),
+                finished_at=rfc3339(ended),
+                error_type=kind,
+                error=error,
+                traceback=trace,
             )
             for n, outcome, worker, begun, ended, kind, error, trace in rows
         ]  # fmt: skip
@@ -168,7 +185,10 @@ class Queries:
             rows = await self._readers.fetch(sql.LOGS_OF_JOB, job_id, after_id, limit)
         else:
             rows = await self._readers.fetch(sql.LOGS_OF_JOB_BY_LEVEL, job_id, after_id, limit, level.upper())
-        return [LogLine(id=n, level=lvl, message=message, ts=rfc3339(ts) or "", attempt=attempt) for n, lvl, message, ts, attempt in rows]
+        return [
+            LogLine(id=n, level=lvl, message=message, ts=rfc3339(ts) or "", attempt=attempt)
+            for n, lvl, message, ts, attempt in rows
+        ]
 
     def alive(self) -> bool:
         """Whether the file answers."""
@@ -181,8 +201,9 @@ class Queries:
 def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
     """The shape of a row of ``statements.JOB`` plus payload and result. In a list there is no result, not even that of None."""
     (
-        _seq, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
-        started_at, completed_at, cancel_at, key, request_id, worker_id, description, _options, tags, meta, progress, last_error, payload, result,
+        _seq, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at,
+        created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, _options, tags,
+        meta, progress, last_error, payload, result,
     ) = row  # fmt: skip
     return Job(
         id=job_id,
@@ -219,7 +240,26 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
 def job_of_new(new: NewJob, now_ms: int) -> Job:
     """The shape of a job that was just accepted, without reading it back."""
     row = new.row + [None] * (18 - len(new.row))
-    _, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, _, expires_at, request_id, _, tags, meta, description, key, _ = row
+    (
+        _,
+        task,
+        queue,
+        priority,
+        state,
+        payload,
+        max_retries,
+        timeout_ms,
+        run_at,
+        _,
+        expires_at,
+        request_id,
+        _,
+        tags,
+        meta,
+        description,
+        key,
+        _,
+    ) = row
     now = rfc3339(now_ms) or ""
     return Job(
         id=new.id,
@@ -260,7 +300,9 @@ def parse_status(status: str | None) -> list[State] | None:
         elif name in SEED_NAMES:
             found += SEED_NAMES[name]
         else:
-            raise InvalidRequest("status", f"{name!r} is no state; there are {', '.join(State)}, and {', '.join(SEED_NAMES)}")
+            raise InvalidRequest(
+                "status", f"{name!r} is no state; there are {', '.join(State)}, and {', '.join(SEED_NAMES)}"
+            )
     return list(dict.fromkeys(found))
 
 

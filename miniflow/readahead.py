@@ -81,7 +81,14 @@ class ReadAhead:
         if counts["async"] and self.on_async is not None:
             self.on_async()
 
-    def take(self, lane: str, begin: Callable[[Claimed], Attempt], *, timeout_s: float = 0, stopped: Callable[[], bool] = lambda: False) -> Attempt | None:
+    def take(
+        self,
+        lane: str,
+        begin: Callable[[Claimed], Attempt],
+        *,
+        timeout_s: float = 0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Attempt | None:
         """The best row of a lane, begun; None after ``timeout_s`` seconds without one, or when ``stopped``.
 
         ``begin`` is called under the lock: from then on the row is an attempt, and a cancel interrupts instead of discarding.

@@ -65,5 +65,3 @@ class Readers:
 
     def _over_budget(self) -> bool:
         return time.monotonic() - self._started > POINT_BUDGET_S
-
-

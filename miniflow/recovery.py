@@ -45,7 +45,9 @@ def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words:
     if not rows:
         return
     tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
-    history = [(seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at, _ in rows]
+    history = [
+        (seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at, _ in rows
+    ]
     tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
     for _, _, queue, task, *_ in rows:
         tx.count(State.RUNNING, queue, -1)

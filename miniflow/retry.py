@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-
 DELAY_S_MAX = 10 * 366 * 86_400
 """The longest wait for anything: ten years. Beyond some thousand of them a time no longer fits into the file."""
 FACTOR_MAX = 1000

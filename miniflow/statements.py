@@ -233,6 +233,10 @@ ALL_COUNTERS = "SELECT name, label, n FROM counters"
 
 # ----------------------------------------------------------------------------------------------- huey's locks and limits
 
+TASKS_IN_STATES = """
+SELECT task, id, run_at, payload FROM jobs INDEXED BY jobs_by_state
+WHERE state IN (SELECT value FROM json_each(?1)) ORDER BY seq LIMIT ?2
+"""
 KV_PUT = "INSERT OR REPLACE INTO kv (key, value, until) VALUES (?1, ?2, ?3)"
 KV_PUT_IF_ABSENT = "INSERT INTO kv (key, value, until) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO NOTHING RETURNING key"
 KV_GET = "SELECT value FROM kv WHERE key = ?1 AND (until IS NULL OR until > ?2)"
@@ -272,7 +276,9 @@ SELECT {LISTED} FROM (SELECT * FROM jobs WHERE state = ?6 AND seq < ?1 ORDER BY 
 WHERE (?3 IS NULL OR queue = ?3) AND (?4 IS NULL OR task = ?4) ORDER BY seq DESC LIMIT ?2
 """
 SCANNED_TO = "SELECT min(seq) FROM (SELECT seq FROM jobs WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2)"
-SCANNED_TO_BY_STATE = "SELECT min(seq) FROM (SELECT seq FROM jobs WHERE state = ?3 AND seq < ?1 ORDER BY seq DESC LIMIT ?2)"
+SCANNED_TO_BY_STATE = (
+    "SELECT min(seq) FROM (SELECT seq FROM jobs WHERE state = ?3 AND seq < ?1 ORDER BY seq DESC LIMIT ?2)"
+)
 
 ATTEMPTS_OF_JOB = """
 SELECT attempt, outcome, worker_id, started_at, finished_at, error_type, error, traceback

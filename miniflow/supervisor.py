@@ -32,8 +32,26 @@ AHEAD_S = 0.05  # how much work to have claimed ahead
 
 
 class Supervisor:
-    def __init__(self, jobs: Jobs, running: Running, consumer: JobConsumer, readahead: ReadAhead, registry: Registry, clock: Clock, *, grace_ms: int, least_ahead: Callable[[], int]) -> None:
-        self._jobs, self._running, self._consumer, self._readahead, self._registry, self._clock = jobs, running, consumer, readahead, registry, clock
+    def __init__(
+        self,
+        jobs: Jobs,
+        running: Running,
+        consumer: JobConsumer,
+        readahead: ReadAhead,
+        registry: Registry,
+        clock: Clock,
+        *,
+        grace_ms: int,
+        least_ahead: Callable[[], int],
+    ) -> None:
+        self._jobs, self._running, self._consumer, self._readahead, self._registry, self._clock = (
+            jobs,
+            running,
+            consumer,
+            readahead,
+            registry,
+            clock,
+        )
         self._grace_ms, self._least_ahead = grace_ms, least_ahead
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
@@ -86,10 +104,15 @@ class Supervisor:
             return
         claimed, reason = attempt.claimed, attempt.pending
         seconds = self._grace_ms / 1000
-        words = f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: it was abandoned and goes on in the background"
+        words = (
+            f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: "
+            "it was abandoned and goes on in the background"
+        )
         ending: Ending
         if isinstance(reason, JobCancelled):
-            ending = Ending(attempt, State.CANCELLED, outcome="cancelled", error_type="JobCancelled", error=f"cancelled; {words}")
+            ending = Ending(
+                attempt, State.CANCELLED, outcome="cancelled", error_type="JobCancelled", error=f"cancelled; {words}"
+            )
         else:
             spec = self._registry.find(claimed.task)
             again = outcome.retries_left(attempt) > 0
@@ -102,7 +125,13 @@ class Supervisor:
                 now_ms=self._clock.now_ms(),
                 delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,
             )
-        line = LogLine(claimed.seq, attempt.number, "WARNING", self._clock.now_ms(), f"{ending.error}; run such a job in a process to have it killed")
+        line = LogLine(
+            claimed.seq,
+            attempt.number,
+            "WARNING",
+            self._clock.now_ms(),
+            f"{ending.error}; run such a job in a process to have it killed",
+        )
         self._jobs.writer.post(Operation("log", line, keep=True))
         self._jobs.post_end(ending)
         self._consumer.abandon(attempt)

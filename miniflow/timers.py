@@ -74,7 +74,10 @@ class Timers:
         tx.run(sql.SHIFT_EXPIRIES, jump_ms)
         tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
         self.look(tx)
-        log.warning("the clock was set by %+.1f s; delays, backoffs and ttls go on as long as they were meant to", jump_ms / 1000)
+        log.warning(
+            "the clock was set by %+.1f s; delays, backoffs and ttls go on as long as they were meant to",
+            jump_ms / 1000,
+        )
 
     def _promote(self, tx: Transaction) -> None:
         if self._next_due_ms > tx.now_ms:

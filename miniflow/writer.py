@@ -290,7 +290,9 @@ class Writer:
 
     def _group(self) -> None:
         batch: list[Operation] = []
-        self._awaited = self._soon = False  # before the queue is emptied: what comes in between is only waited for less patiently
+        self._awaited = self._soon = (
+            False  # before the queue is emptied: what comes in between is only waited for less patiently
+        )
         while self._queue and len(batch) < GROUP_OPERATIONS_MAX:
             batch.append(self._queue.popleft())
         self._write(batch)
@@ -315,7 +317,9 @@ class Writer:
             self._roll_back(transaction)
             if len(batch) > 1:
                 level = logging.DEBUG if isinstance(exc, Singly) else logging.WARNING
-                log.log(level, "group of %d rolled back (%s: %s): trying one by one", len(batch), type(exc).__name__, exc)
+                log.log(
+                    level, "group of %d rolled back (%s: %s): trying one by one", len(batch), type(exc).__name__, exc
+                )
                 for operation in batch:
                     operation.value = operation.error = None
                     self._write([operation])
@@ -399,7 +403,9 @@ class Writer:
             self._connection.wal_checkpoint(mode=getattr(apsw, f"SQLITE_CHECKPOINT_{mode}"))
         except apsw.BusyError:  # a reader in another process: next time
             if self._wal_bytes() > WAL_LIMIT_BYTES:
-                log.warning("the WAL has %d bytes and a reader of another process keeps it from being reset", self._wal_bytes())
+                log.warning(
+                    "the WAL has %d bytes and a reader of another process keeps it from being reset", self._wal_bytes()
+                )
         except apsw.IOError as exc:
             _die(f"the database cannot be checkpointed: {exc}", exc)
 

@@ -28,7 +28,9 @@ log = logging.getLogger("miniflow.async")
 class AsyncLane:
     """Takes jobs from the "async" lane of the read-ahead while it has free slots."""
 
-    def __init__(self, readahead: ReadAhead, begin: Callable[[Claimed], Attempt], execute: Callable[[Attempt], None], slots: int) -> None:
+    def __init__(
+        self, readahead: ReadAhead, begin: Callable[[Claimed], Attempt], execute: Callable[[Attempt], None], slots: int
+    ) -> None:
         self._readahead, self._begin, self._execute = readahead, begin, execute
         self.slots = slots
         self._tasks: set[asyncio.Task[None]] = set()

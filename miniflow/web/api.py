@@ -22,7 +22,9 @@ from miniflow.web.problems import decoded
 WAIT_S_MAX = 60.0
 
 AnyRequest = Request[Any, Any, Any]
-Wait = Annotated[float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the job to end, at most 60")]
+Wait = Annotated[
+    float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the job to end, at most 60")
+]
 Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="jobs on a page")]
 
 _encode = msgspec.json.Encoder().encode
@@ -100,7 +102,12 @@ def split_batch(body: bytes, content_type: str) -> list[bytes]:
 
 @get("/api/v1/jobs", summary="List jobs, newest first")
 async def list_jobs(
-    backend: Backend, status: str | None = None, queue: str | None = None, task: str | None = None, limit: Limit = 50, cursor: str | None = None
+    backend: Backend,
+    status: str | None = None,
+    queue: str | None = None,
+    task: str | None = None,
+    limit: Limit = 50,
+    cursor: str | None = None,
 ) -> Response[bytes]:
     """A page of jobs. Long payloads and all results are left out; a job by its id has them."""
     page: Page = await backend.queries.page(status=status, queue=queue, task=task, limit=limit, cursor=cursor)
@@ -120,8 +127,20 @@ async def get_result(job_id: str, backend: Backend, wait: Wait = None) -> Respon
     if job.status == State.COMPLETED:
         return respond({"id": job.id, "status": job.status, "result": job.result})
     if not is_terminal(job):
-        return respond({"id": job.id, "status": job.status, "detail": f"no result yet, the job is {job.status}"}, 202, retry_after(backend, job))
-    return respond({"id": job.id, "status": job.status, "error": job.last_error, "detail": f"the job is {job.status}: {job.last_error}"}, 409)
+        return respond(
+            {"id": job.id, "status": job.status, "detail": f"no result yet, the job is {job.status}"},
+            202,
+            retry_after(backend, job),
+        )
+    return respond(
+        {
+            "id": job.id,
+            "status": job.status,
+            "error": job.last_error,
+            "detail": f"the job is {job.status}: {job.last_error}",
+        },
+        409,
+    )
 
 
 @get("/api/v1/jobs/{job_id:str}/attempts", summary="The attempts of a job")
@@ -133,7 +152,11 @@ async def get_attempts(job_id: str, backend: Backend) -> Response[bytes]:
 
 @get("/api/v1/jobs/{job_id:str}/logs", summary="The log of a job")
 async def get_logs(
-    job_id: str, backend: Backend, after_id: Annotated[int, Parameter(ge=0)] = 0, limit: Annotated[int, Parameter(ge=1, le=1000)] = 100, level: str | None = None
+    job_id: str,
+    backend: Backend,
+    after_id: Annotated[int, Parameter(ge=0)] = 0,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    level: str | None = None,
 ) -> Response[bytes]:
     """Lines of the job's log, oldest first; ``next_after_id`` goes on from where this page ends."""
     lines: list[LogLine] = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
@@ -199,8 +222,12 @@ _decode_filter = msgspec.json.Decoder(ReplayFilter).decode
 
 
 @get("/api/v1/dead-letters", summary="List the jobs that failed for good")
-async def list_dead_letters(backend: Backend, queue: str | None = None, task: str | None = None, limit: Limit = 50, cursor: str | None = None) -> Response[bytes]:
-    page: Page = await backend.queries.page(status=State.DEAD_LETTER, queue=queue, task=task, limit=limit, cursor=cursor)
+async def list_dead_letters(
+    backend: Backend, queue: str | None = None, task: str | None = None, limit: Limit = 50, cursor: str | None = None
+) -> Response[bytes]:
+    page: Page = await backend.queries.page(
+        status=State.DEAD_LETTER, queue=queue, task=task, limit=limit, cursor=cursor
+    )
     return respond(page)
 
 
@@ -233,7 +260,13 @@ async def replay_dead_letter(job_id: str, backend: Backend) -> Response[bytes]:
 @get("/api/v1/tasks", summary="The tasks that can be submitted")
 async def list_tasks(backend: Backend) -> Response[bytes]:
     items = [
-        {"name": spec.name, "description": spec.description, "queue": spec.queue, "executor": spec.executor, "schema": spec.binding.json_schema()}
+        {
+            "name": spec.name,
+            "description": spec.description,
+            "queue": spec.queue,
+            "executor": spec.executor,
+            "schema": spec.binding.json_schema(),
+        }
         for spec in sorted(backend.registry, key=lambda spec: spec.name)
     ]
     return respond({"items": items})
@@ -262,7 +295,14 @@ async def ready(backend: Backend) -> Response[bytes]:
     """200 while jobs are accepted; 503 while the server stops, or its database does not answer."""
     if backend.jobs.accepting and _database_answers(backend):
         return respond({"ready": True})
-    return respond({"ready": False, "detail": "the server is stopping" if not backend.jobs.accepting else "the database does not answer"}, 503, {"retry-after": "5"})
+    return respond(
+        {
+            "ready": False,
+            "detail": "the server is stopping" if not backend.jobs.accepting else "the database does not answer",
+        },
+        503,
+        {"retry-after": "5"},
+    )
 
 
 def _database_answers(backend: Backend) -> bool:

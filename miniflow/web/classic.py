@@ -26,7 +26,13 @@ from miniflow.web.problems import decoded, log
 
 AnyRequest = Request[Any, Any, Any]
 
-STATUS = {State.RUNNING: "started", State.COMPLETED: "finished", State.DEAD_LETTER: "failed", State.CANCELLED: "failed", State.EXPIRED: "failed"}
+STATUS = {
+    State.RUNNING: "started",
+    State.COMPLETED: "finished",
+    State.DEAD_LETTER: "failed",
+    State.CANCELLED: "failed",
+    State.EXPIRED: "failed",
+}
 JOB_STATUS = {
     State.PENDING: "deferred",
     State.SCHEDULED: "scheduled",
@@ -88,9 +94,15 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
     if wanted.task not in backend.registry:
         return respond({"detail": "Unknown task"}, 400)
     submission = Submission(
-        task=wanted.task, payload=wanted.payload, max_retries=wanted.max_retries, queue=wanted.queue, idempotency_key=idempotency_key(request, wanted.idempotency_key)
+        task=wanted.task,
+        payload=wanted.payload,
+        max_retries=wanted.max_retries,
+        queue=wanted.queue,
+        idempotency_key=idempotency_key(request, wanted.idempotency_key),
     )
-    ((job_id, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))])
+    ((job_id, _),) = await backend.insert(
+        [backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))]
+    )
     log_api.info("Enqueued job_id=%s task=%s", job_id, wanted.task)
     return respond({"job_id": job_id})
 
@@ -98,18 +110,34 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
 @get("/status/{job_id:str}", summary="The status of a job (classic)")
 async def status(job_id: str, backend: Backend) -> Response[bytes]:
     job = _find(backend, job_id)
-    return respond({"job_id": job.id, "status": STATUS.get(State(job.status), "queued"), "progress": _or_none(job.progress), "updated_at": job.updated_at})
+    return respond(
+        {
+            "job_id": job.id,
+            "status": STATUS.get(State(job.status), "queued"),
+            "progress": _or_none(job.progress),
+            "updated_at": job.updated_at,
+        }
+    )
 
 
 @get("/result/{job_id:str}", summary="The result of a job (classic)")
-async def result(job_id: str, backend: Backend, wait: Annotated[float | None, Parameter(ge=0, le=60)] = None) -> Response[bytes]:
+async def result(
+    job_id: str, backend: Backend, wait: Annotated[float | None, Parameter(ge=0, le=60)] = None
+) -> Response[bytes]:
     _find(backend, job_id)
     job = await find_job(backend, job_id, wait)
     if job.status == State.COMPLETED:
         return respond({"job_id": job.id, "result": job.result})
     if is_terminal(job):
-        return respond({"detail": f"Result not available: the job is {job.status}", "status": "failed", "error": job.last_error}, 404)
-    return respond({"detail": "Result not available yet", "status": STATUS.get(State(job.status), "queued")}, 404, retry_after(backend, job))
+        return respond(
+            {"detail": f"Result not available: the job is {job.status}", "status": "failed", "error": job.last_error},
+            404,
+        )
+    return respond(
+        {"detail": "Result not available yet", "status": STATUS.get(State(job.status), "queued")},
+        404,
+        retry_after(backend, job),
+    )
 
 
 @get(["/logs/{job_id:str}", "/api/v1/logs/{job_id:str}"], summary="The log of a job (classic)")
@@ -125,7 +153,9 @@ async def logs(
     lines = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
     if request.scope["path"].startswith("/api/"):
         text = "".join(f"{line.ts} {line.level} {line.message}\n" for line in lines)
-        return Response(text.encode(), media_type=MediaType.TEXT, headers={"content-disposition": f"inline; filename={job_id}.log"})
+        return Response(
+            text.encode(), media_type=MediaType.TEXT, headers={"content-disposition": f"inline; filename={job_id}.log"}
+        )
     return respond({"job_id": job_id, "logs": lines, "next_after_id": lines[-1].id if lines else after_id})
 
 
@@ -152,7 +182,9 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
         idempotency_key=idempotency_key(request, wanted.request_id, "request_id"),
     )
     job_id = f"{RQ_PREFIX}{uuid.uuid4()}"
-    ((accepted, _),) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)])
+    ((accepted, _),) = await backend.insert(
+        [backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)]
+    )
     job = backend.queries.job(accepted)
     submitted_at = job.created_at if accepted != job_id else rfc3339(now_ms)
     return respond({"job_id": accepted, "status": JOB_STATUS[State(job.status)], "submitted_at": submitted_at})
@@ -170,7 +202,13 @@ async def job_status(job_id: str, backend: Backend) -> Response[bytes]:
         "job_id": job.id,
         "id": job.id,
         "status": shown,
-        "meta": {"job_id": job.id, "submitted_at": job.created_at, "payload": job.payload, "task_name": job.task, "tags": _or_none(job.tags) or []},
+        "meta": {
+            "job_id": job.id,
+            "submitted_at": job.created_at,
+            "payload": job.payload,
+            "task_name": job.task,
+            "tags": _or_none(job.tags) or [],
+        },
         "enqueued_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.completed_at,
@@ -209,9 +247,13 @@ async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
         queue = _decode(bytes(wanted.pop("queue", msgspec.Raw(b"null"))), str | None, "queue.")
         submissions = [Submission(task=name, payload=msgspec.Raw(msgspec.json.encode(wanted)), queue=queue)]
     else:
-        submissions = [Submission(task=name, payload=msgspec.Raw(payload)) for name, payload in DEMO if name in backend.registry]
+        submissions = [
+            Submission(task=name, payload=msgspec.Raw(payload)) for name, payload in DEMO if name in backend.registry
+        ]
         if not submissions:
-            raise InvalidRequest("job", "none of the demo jobs is registered; `miniflow init` writes them, or name a job of yours")
+            raise InvalidRequest(
+                "job", "none of the demo jobs is registered; `miniflow init` writes them, or name a job of yours"
+            )
     try:
         jobs = [backend.intake.job(submission, request_id=_request_id(request)) for submission in submissions]
     except UnknownTask as exc:

@@ -73,7 +73,9 @@ class Door:
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         host = headers.get(b"host", b"")
         if host not in self._known_hosts and not self._good_host(host):
-            return _problem(421, "wrong_host", f"this server is not {host.decode('latin-1')!r}; if it is, name it in allowed_hosts")
+            return _problem(
+                421, "wrong_host", f"this server is not {host.decode('latin-1')!r}; if it is, name it in allowed_hosts"
+            )
         origin = headers.get(b"origin")
         if origin is not None and scope["method"] not in SAFE_METHODS and urlsplit(origin).netloc != host:
             return _problem(403, "cross_site", "a page of another site may not do this")
@@ -118,7 +120,8 @@ class Door:
         extra = ((b"location", b"/api/v1/jobs/" + new.id.encode()), (b"x-request-id", (request_id or new.id).encode()))
         if operation.error is not None:
             problem, problem_headers = problem_of(
-                operation.error if isinstance(operation.error, Exception) else RuntimeError(str(operation.error)), request_id or new.id
+                operation.error if isinstance(operation.error, Exception) else RuntimeError(str(operation.error)),
+                request_id or new.id,
             )
             more = tuple((name.encode(), value.encode()) for name, value in problem_headers.items())
             await _respond(send, problem.status, PROBLEM, encode(problem), (extra[1], *more))
@@ -177,7 +180,9 @@ def _problem(status: int, code: str, detail: str) -> Problem:
     return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
 
 
-async def _respond(send: Callable[[Any], Any], status: int, media_type: str, body: bytes, extra: tuple[tuple[bytes, bytes], ...]) -> None:
+async def _respond(
+    send: Callable[[Any], Any], status: int, media_type: str, body: bytes, extra: tuple[tuple[bytes, bytes], ...]
+) -> None:
     headers = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body)), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -68,7 +68,9 @@ def problem_of(exc: Exception, request_id: str | None = None) -> tuple[Problem, 
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)
     field = getattr(exc, "field", None) or None
-    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, field=field, request_id=request_id), headers
+    return Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, field=field, request_id=request_id
+    ), headers
 
 
 def _status(exc: Exception) -> tuple[int, str]:
@@ -98,7 +100,9 @@ def shaped(problem: Problem, path: str) -> tuple[str, bytes]:
     """Media type and body: problem details under ``/api/``, the classic shape for the classic routes."""
     if path.startswith("/api/"):
         return PROBLEM, msgspec.json.encode(problem)
-    return MediaType.JSON, msgspec.json.encode({"detail": problem.detail, **({"field": problem.field} if problem.field else {})})
+    return MediaType.JSON, msgspec.json.encode(
+        {"detail": problem.detail, **({"field": problem.field} if problem.field else {})}
+    )
 
 
 def _in_our_words(request: Request[Any, Any, Any], exc: Exception) -> Exception:
@@ -107,7 +111,9 @@ def _in_our_words(request: Request[Any, Any, Any], exc: Exception) -> Exception:
         return NotFoundException(f"there is no {request.scope['path']} here; /openapi.json lists what there is")
     if isinstance(exc, MethodNotAllowedException):
         allowed = (exc.headers or {}).get("allow", "")
-        return MethodNotAllowedException(f"{request.method} is not allowed here; allowed: {allowed}", headers=exc.headers)
+        return MethodNotAllowedException(
+            f"{request.method} is not allowed here; allowed: {allowed}", headers=exc.headers
+        )
     if isinstance(exc, ValidationException) and isinstance(exc.extra, list) and exc.extra:
         first: dict[str, Any] = exc.extra[0]  # a parameter of the query or the path
         reason = str(first.get("message", "cannot be taken")).replace("`", "")
@@ -136,7 +142,9 @@ def decode_error(exc: msgspec.DecodeError, where: str = "") -> errors.InvalidReq
     field = path.rstrip("`").removeprefix("$").removeprefix(".")
     if reason.startswith("Object contains unknown field"):
         name = reason.split("`")[1]
-        return errors.InvalidRequest(f"{where}{field}.{name}".strip(".") if field else where + name, "is no field of this request")
+        return errors.InvalidRequest(
+            f"{where}{field}.{name}".strip(".") if field else where + name, "is no field of this request"
+        )
     if reason.startswith("Object missing required field"):
         name = reason.split("`")[1]
         return errors.InvalidRequest(f"{where}{field}.{name}".strip(".") if field else where + name, "is missing")

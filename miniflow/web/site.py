@@ -26,7 +26,12 @@ def build(backend: Backend) -> Door:
         dependencies={"backend": Provide(give_backend)},
         exception_handlers={Exception: answer},
         # Litestar's own pages load their scripts from elsewhere; the document itself is served by api.openapi_document.
-        openapi_config=OpenAPIConfig(title="MiniFlow", version=__version__, path="/openapi", render_plugins=[JsonRenderPlugin(path="/document.json")]),
+        openapi_config=OpenAPIConfig(
+            title="MiniFlow",
+            version=__version__,
+            path="/openapi",
+            render_plugins=[JsonRenderPlugin(path="/document.json")],
+        ),
         signature_types=[Backend],
         state=AppState({}),
         request_max_body_size=None,  # the Door limits bodies, and says by which setting

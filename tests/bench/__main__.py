@@ -37,14 +37,18 @@ Row = tuple[str, str, str, str]
 
 
 def python(*args: str, data: bytes = b"") -> str:
-    done = subprocess.run([sys.executable, "-m", *args], input=data, capture_output=True, cwd=ROOT, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *args], input=data, capture_output=True, cwd=ROOT, timeout=600, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(args)} failed:\n{done.stderr.decode()}")
     return done.stdout.decode()
 
 
 def load(method: str, url: str, requests: int, connections: int, body: bytes = b"") -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(python("tests.bench.load", method, url, str(requests), str(connections), data=body))
+    figures: dict[str, Any] = json.loads(
+        python("tests.bench.load", method, url, str(requests), str(connections), data=body)
+    )
     bad = {status: n for status, n in figures["statuses"].items() if not status.startswith("2")}
     if bad:
         raise SystemExit(f"{method} {url}: answers {bad}")
@@ -56,7 +60,10 @@ def server(path: str, *, workers: int) -> Iterator[tuple[str, psutil.Process, fl
     """A server on ``path``: its URL, its process, and the seconds until it was ready."""
     started = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.server", path, str(ROOT / "tasks"), str(workers)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        [sys.executable, "-m", "tests.bench.server", path, str(ROOT / "tasks"), str(workers)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
     )
     try:
         assert child.stdout is not None
@@ -76,25 +83,40 @@ def fresh(folder: str) -> str:
 def pairs(a: Callable[[], float], b: Callable[[], float]) -> tuple[float, float, float]:
     """Medians of A and B, and the median of A/B pair by pair."""
     found = [(a(), b()) for _ in range(ROUNDS)]
-    return statistics.median(x for x, _ in found), statistics.median(y for _, y in found), statistics.median(x / y for x, y in found)
+    return (
+        statistics.median(x for x, _ in found),
+        statistics.median(y for _, y in found),
+        statistics.median(x / y for x, y in found),
+    )
 
 
 def single_submits(folder: str) -> list[Row]:
     with server(fresh(folder), workers=0) as (url, _, _):
         load("POST", f"{url}/api/v1/jobs", 5_000, 64, SINGLE)
         a, b, ratio = pairs(
-            lambda: load("POST", f"{url}/api/v1/jobs", 30_000, 64, SINGLE)["per_second"], lambda: load("POST", f"{url}/empty", 40_000, 64, SINGLE)["per_second"]
+            lambda: load("POST", f"{url}/api/v1/jobs", 30_000, 64, SINGLE)["per_second"],
+            lambda: load("POST", f"{url}/empty", 40_000, 64, SINGLE)["per_second"],
         )
-    return [("single submits over HTTP, 64 connections", f"{a:,.0f}/s", f"{ratio:.2f} of an empty ASGI route ({b:,.0f}/s)", "0.55")]
+    return [
+        (
+            "single submits over HTTP, 64 connections",
+            f"{a:,.0f}/s",
+            f"{ratio:.2f} of an empty ASGI route ({b:,.0f}/s)",
+            "0.55",
+        )
+    ]
 
 
 def batch_submits(folder: str) -> list[Row]:
     with server(fresh(folder), workers=0) as (url, _, _):
         load("POST", f"{url}/api/v1/jobs/batch", 10, 4, BATCH)
         a, b, ratio = pairs(
-            lambda: load("POST", f"{url}/api/v1/jobs/batch", 100, 4, BATCH)["per_second"] * 1000, lambda: raw.insert_rows(fresh(folder), 100_000)
+            lambda: load("POST", f"{url}/api/v1/jobs/batch", 100, 4, BATCH)["per_second"] * 1000,
+            lambda: raw.insert_rows(fresh(folder), 100_000),
         )
-    return [("batch submits of 1,000 over HTTP", f"{a:,.0f} jobs/s", f"{ratio:.2f} of raw bulk insert ({b:,.0f}/s)", "0.40")]
+    return [
+        ("batch submits of 1,000 over HTTP", f"{a:,.0f} jobs/s", f"{ratio:.2f} of raw bulk insert ({b:,.0f}/s)", "0.40")
+    ]
 
 
 def drain(folder: str) -> list[Row]:
@@ -104,7 +126,14 @@ def drain(folder: str) -> list[Row]:
         return raw.claim_and_complete(path)
 
     a, b, ratio = pairs(lambda: float(python("tests.bench.drain", fresh(folder), "100000", "4")), raw_drain)
-    return [("draining 100,000 no-op jobs, results stored", f"{a:,.0f} jobs/s", f"{ratio:.2f} of raw claim-and-complete ({b:,.0f}/s)", "0.35")]
+    return [
+        (
+            "draining 100,000 no-op jobs, results stored",
+            f"{a:,.0f} jobs/s",
+            f"{ratio:.2f} of raw claim-and-complete ({b:,.0f}/s)",
+            "0.35",
+        )
+    ]
 
 
 def latency(folder: str) -> list[Row]:
@@ -122,7 +151,14 @@ def latency(folder: str) -> list[Row]:
             time.sleep(0.005)  # an idle server, not one under load
     samples = sorted(samples[100:])
     p50, p99 = samples[len(samples) // 2], samples[int(len(samples) * 0.99)]
-    return [("submit to completed, idle server", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", "two requests of a client included", "5 and 20 ms")]
+    return [
+        (
+            "submit to completed, idle server",
+            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms",
+            "two requests of a client included",
+            "5 and 20 ms",
+        )
+    ]
 
 
 def history(folder: str) -> list[Row]:
@@ -131,7 +167,14 @@ def history(folder: str) -> list[Row]:
     rows: list[Row] = []
     for name in ("claim", "get", "first list page"):
         small, large = found[1_000][name], found[1_000_000][name]
-        rows.append((f"{name} with 1,000,000 finished jobs", f"{large:.3f} ms", f"{large / small:.2f} of that with 1,000 ({small:.3f} ms)", "2"))
+        rows.append(
+            (
+                f"{name} with 1,000,000 finished jobs",
+                f"{large:.3f} ms",
+                f"{large / small:.2f} of that with 1,000 ({small:.3f} ms)",
+                "2",
+            )
+        )
     return rows
 
 
@@ -185,7 +228,9 @@ def main() -> None:
     console = Console(width=150)
     table = Table("what", "figure", "against", "to reach")
     with tempfile.TemporaryDirectory() as folder:
-        console.print(f"one durable commit: {raw.fsync_ms(fresh(folder)):.2f} ms · {os.cpu_count()} cores · Python {sys.version.split()[0]}")
+        console.print(
+            f"one durable commit: {raw.fsync_ms(fresh(folder)):.2f} ms · {os.cpu_count()} cores · Python {sys.version.split()[0]}"
+        )
         for name in names:
             with console.status(name):
                 for row in FIGURES[name](folder):

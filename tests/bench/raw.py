@@ -23,7 +23,9 @@ def insert_rows(path: str, rows: int, batch: int = 1000) -> float:
         run = database.connection.execute
         seconds = 0.0
         for _ in range(0, rows, batch):
-            text = encode([[uuid7(), "noop", "default", 0, "queued", '{"i":1}', 3, 900_000] for _ in range(batch)]).decode()
+            text = encode(
+                [[uuid7(), "noop", "default", 0, "queued", '{"i":1}', 3, 900_000] for _ in range(batch)]
+            ).decode()
             started = time.perf_counter()
             run("BEGIN IMMEDIATE")
             run(statements.INSERT_JOBS, (text, 1, 1))

@@ -42,7 +42,9 @@ def main() -> None:
     db, tasks, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     with tempfile.TemporaryDirectory() as folder:
         logs.set_up(folder, "warning")
-        Application(Settings(db=db, tasks=tasks, port=0, workers=workers, log_dir=folder, grace=0.1), around=mount).run(say_ready)
+        Application(Settings(db=db, tasks=tasks, port=0, workers=workers, log_dir=folder, grace=0.1), around=mount).run(
+            say_ready
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ WORKERS = 3
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("hostile"), {"hostile.py": HOSTILE}, workers=WORKERS, stop_grace=0.5, grace=5) as running:
+    with Server(
+        tmp_path_factory.mktemp("hostile"), {"hostile.py": HOSTILE}, workers=WORKERS, stop_grace=0.5, grace=5
+    ) as running:
         yield running
         assert running.terminate(20) == 0, running.output()[-5000:]
         check_invariants(running.db, stopped=True, replayed=True)
@@ -91,7 +93,10 @@ def test_whatever_a_task_raises_is_its_failure_with_a_reason(client: httpx.Clien
     if what in ("our_timeout", "our_return", "cancelled_error"):
         assert job["status"] in ("dead_letter", "cancelled")
     elif task == "raising_async" and what == "stop_iteration":
-        assert (job["status"], "StopIteration" in job["last_error"]) == ("dead_letter", True)  # Python turns it into RuntimeError
+        assert (job["status"], "StopIteration" in job["last_error"]) == (
+            "dead_letter",
+            True,
+        )  # Python turns it into RuntimeError
     else:
         assert job["status"] == "dead_letter"
         assert RAISED[what] in job["last_error"]
@@ -196,7 +201,9 @@ def test_strange_numbers_of_a_progress_do_not_stop_the_job(client: httpx.Client)
     ended = end_of(client, submit(client, "progressing_strange")["id"])
 
     assert ended["status"] in ("completed", "dead_letter")
-    assert ended["result"] == "progressed" if ended["status"] == "completed" else "InvalidRequest" in ended["last_error"]
+    assert (
+        ended["result"] == "progressed" if ended["status"] == "completed" else "InvalidRequest" in ended["last_error"]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- past their time
@@ -224,7 +231,9 @@ def test_a_timeout_is_retried_as_any_failure(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("task", ["deaf", "deaf_async"])
-def test_a_task_deaf_to_its_timeout_is_given_up_and_what_it_says_later_refused(client: httpx.Client, task: str, tmp_path: Path) -> None:
+def test_a_task_deaf_to_its_timeout_is_given_up_and_what_it_says_later_refused(
+    client: httpx.Client, task: str, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
 
     job = end_of(client, submit(client, task, {"gate": str(gate)}, timeout=0.3)["id"])
@@ -310,7 +319,12 @@ def test_a_thread_that_outlives_its_job_can_change_nothing_but_the_log(client: h
     job = end_of(client, submit(client, "starting_a_thread", {"gate": str(gate), "daemon": True})["id"])
     gate.touch()
 
-    wait_until(lambda: [line["message"] for line in logs(client, job["id"])], 5, "the thread's word", until=lambda m: "said after the end" in m)
+    wait_until(
+        lambda: [line["message"] for line in logs(client, job["id"])],
+        5,
+        "the thread's word",
+        until=lambda m: "said after the end" in m,
+    )
 
     assert get(client, job["id"]) == job
 
@@ -341,7 +355,9 @@ def test_a_wrong_call_of_another_task_fails_where_it_is_made(client: httpx.Clien
         "link", "sqlite3_link", "around",
     ],
 )  # fmt: skip
-def test_a_task_cannot_open_the_live_database_around_miniflow(server: Server, client: httpx.Client, how: str, tmp_path: Path) -> None:
+def test_a_task_cannot_open_the_live_database_around_miniflow(
+    server: Server, client: httpx.Client, how: str, tmp_path: Path
+) -> None:
     before = client.get("/api/v1/jobs").json()["total"]
 
     job = end_of(client, submit(client, "opening", {"how": how, "db": str(server.db), "folder": str(tmp_path)})["id"])
@@ -366,7 +382,9 @@ def test_a_thread_that_a_task_left_behind_does_not_keep_the_server_from_ending(t
     check_invariants(server.db, stopped=True)
 
 
-@pytest.mark.parametrize(("task", "payload"), [("printing_without_end", {"started": "X"}), ("spinning", {"started": "X"})])
+@pytest.mark.parametrize(
+    ("task", "payload"), [("printing_without_end", {"started": "X"}), ("spinning", {"started": "X"})]
+)
 def test_a_task_that_does_not_stop_talking_or_computing_does_not_keep_the_server_from_ending(
     tmp_path: Path, task: str, payload: Json
 ) -> None:

@@ -163,7 +163,9 @@ def test_a_key_of_a_classic_submit_has_the_limits_of_all_keys(client: httpx.Clie
     assert_problem(client.post(route, json={**body, field: "x" * 256}), 422, field=field)
     assert_problem(client.post(route, json={**body, field: ""}), 422, field=field)
     assert_problem(client.post(route, json=body, headers={"Idempotency-Key": "x" * 256}), 422, field="Idempotency-Key")
-    assert_problem(client.post(route, json={**body, field: "one"}, headers={"Idempotency-Key": "two"}), 422, field=field)
+    assert_problem(
+        client.post(route, json={**body, field: "one"}, headers={"Idempotency-Key": "two"}), 422, field=field
+    )
 
 
 # ---------------------------------------------------------------------------------------------- /submit-job, /job-status
@@ -218,13 +220,20 @@ def test_retry_takes_max_and_interval(client: httpx.Client) -> None:
     job_id = rq(client, "bad", {}, retry={"max": 2, "interval": [0, 3600]})
 
     job = wait_for_status(client, job_id, "retrying")
-    job = wait_until(lambda: get(client, job_id), 5, "the second failure", until=lambda j: j["attempt"] == 2 and j["status"] == "retrying")
+    job = wait_until(
+        lambda: get(client, job_id),
+        5,
+        "the second failure",
+        until=lambda j: j["attempt"] == 2 and j["status"] == "retrying",
+    )
 
     assert job["max_retries"] == 2
     assert client.get(f"/job-status/{job_id}").json()["status"] == "scheduled"
 
 
-@pytest.mark.parametrize("retry", [{"max": 0}, {"max": -1}, {"interval": []}, {"interval": [-1]}, {"interval": 1e300}, 5])
+@pytest.mark.parametrize(
+    "retry", [{"max": 0}, {"max": -1}, {"interval": []}, {"interval": [-1]}, {"interval": 1e300}, 5]
+)
 def test_a_retry_out_of_range_is_refused(client: httpx.Client, retry: Any) -> None:
     answer = client.post("/submit-job", json={"task": "bad", "retry": retry})
 
@@ -250,7 +259,12 @@ def test_the_request_id_of_the_body_makes_a_submit_job_repeatable(client: httpx.
 def test_a_ttl_ends_a_job_that_nobody_began(client: httpx.Client, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     holds = [classic(client, "hold", {"gate": str(gate), "started": str(tmp_path / str(n))}) for n in range(4)]
-    wait_until(lambda: sum((tmp_path / str(n)).exists() for n in range(4)), 10, "all workers to be busy", until=lambda n: n == 4)
+    wait_until(
+        lambda: sum((tmp_path / str(n)).exists() for n in range(4)),
+        10,
+        "all workers to be busy",
+        until=lambda n: n == 4,
+    )
 
     job_id = rq(client, "add", {"a": 1}, ttl=0.05)
     end_of(client, job_id)
@@ -290,5 +304,7 @@ def test_without_the_demo_tasks_the_demo_set_is_refused_with_the_remedy(client: 
         ({"job": "add", "a": "x"}, 422, "payload.a: expected int"),
     ],
 )
-def test_a_job_that_cannot_be_created_is_refused_by_name(client: httpx.Client, body: dict[str, Any], status: int, says: str) -> None:
+def test_a_job_that_cannot_be_created_is_refused_by_name(
+    client: httpx.Client, body: dict[str, Any], status: int, says: str
+) -> None:
     assert_problem(client.post("/create-jobs/", json=body), status, says=says)

@@ -23,9 +23,21 @@ def test_the_names_of_this_machine_are_answered(client: httpx.Client, host: str)
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::2]", "127.0.0.2", "[::1", "é".encode()]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8000",
+        "",
+        "[::2]",
+        "127.0.0.2",
+        "[::1",
+        "é".encode(),
+    ],
 )
-@pytest.mark.parametrize(("method", "path"), [("GET", "/api/v1/jobs"), ("POST", "/api/v1/jobs"), ("GET", "/status/x"), ("GET", "/health")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/api/v1/jobs"), ("POST", "/api/v1/jobs"), ("GET", "/status/x"), ("GET", "/health")]
+)
 def test_another_name_is_turned_away(client: httpx.Client, host: str | bytes, method: str, path: str) -> None:
     """A page that has its own name resolved to 127.0.0.1 must not reach the server with it."""
     answer = client.request(method, path, headers={"Host": host}, json=JOB if method == "POST" else None)
@@ -34,7 +46,9 @@ def test_another_name_is_turned_away(client: httpx.Client, host: str | bytes, me
 
 
 def test_a_further_name_can_be_allowed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with Server(tmp_path_factory.mktemp("allowed"), {"sample.py": TASKS}, allowed_hosts="Jobs.example, other.example") as server:
+    with Server(
+        tmp_path_factory.mktemp("allowed"), {"sample.py": TASKS}, allowed_hosts="Jobs.example, other.example"
+    ) as server:
         with server.client() as client:
             assert client.get("/health", headers={"Host": "jobs.example:80"}).status_code == 200
             assert client.get("/health", headers={"Host": "other.example"}).status_code == 200
@@ -44,8 +58,12 @@ def test_a_further_name_can_be_allowed(tmp_path_factory: pytest.TempPathFactory)
 # -------------------------------------------------------------------------------------------------------------- the page
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "http://127.0.0.1", "file://", ""])
-@pytest.mark.parametrize("path", ["/api/v1/jobs", "/api/v1/jobs/batch", "/submit", "/create-jobs/", "/api/v1/dead-letters/replay"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:1", "http://127.0.0.1", "file://", ""]
+)
+@pytest.mark.parametrize(
+    "path", ["/api/v1/jobs", "/api/v1/jobs/batch", "/submit", "/create-jobs/", "/api/v1/dead-letters/replay"]
+)
 def test_a_page_of_another_site_can_change_nothing(client: httpx.Client, origin: str, path: str) -> None:
     before = client.get("/api/v1/jobs").json()["total"]
 
@@ -75,10 +93,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(
-    "authorization", [None, "", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer é".encode()]
+    "authorization",
+    [None, "", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer é".encode()],
 )
-@pytest.mark.parametrize(("method", "path"), [("POST", "/api/v1/jobs"), ("GET", "/api/v1/jobs"), ("GET", "/openapi.json"), ("POST", "/submit")])
-def test_without_the_token_nothing_is_answered(guarded: Server, authorization: str | bytes | None, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/api/v1/jobs"), ("GET", "/api/v1/jobs"), ("GET", "/openapi.json"), ("POST", "/submit")],
+)
+def test_without_the_token_nothing_is_answered(
+    guarded: Server, authorization: str | bytes | None, method: str, path: str
+) -> None:
     with guarded.client() as client:
         headers = {} if authorization is None else {"Authorization": authorization}
         answer = client.request(method, path, headers=headers, json=JOB if method == "POST" else None)

@@ -38,16 +38,25 @@ def answers_at_the_end(server: Server) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------ routes and methods
 
 
-@pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/v1", "/api/v1/jobs/x/y", "/nothing", "/%00", "/..%2f..%2fetc", "/" + "x" * 5000])
+@pytest.mark.parametrize(
+    "path", ["/api/v1/nothing", "/api/v1", "/api/v1/jobs/x/y", "/nothing", "/%00", "/..%2f..%2fetc", "/" + "x" * 5000]
+)
 def test_an_unknown_route_is_404_and_says_where_the_routes_are_listed(client: httpx.Client, path: str) -> None:
     assert_problem(client.get(path), 404, "no_such_route", says="/openapi.json")
 
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("DELETE", "/api/v1/jobs", "POST"), ("PUT", "/api/v1/jobs/x", "GET"), ("PUT", "/submit", "POST"), ("POST", "/health", "GET")],
+    [
+        ("DELETE", "/api/v1/jobs", "POST"),
+        ("PUT", "/api/v1/jobs/x", "GET"),
+        ("PUT", "/submit", "POST"),
+        ("POST", "/health", "GET"),
+    ],
 )
-def test_a_wrong_method_is_405_and_says_which_are_right(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+def test_a_wrong_method_is_405_and_says_which_are_right(
+    client: httpx.Client, method: str, path: str, allowed: str
+) -> None:
     answer = client.request(method, path)
 
     assert_problem(answer, 405, "method_not_allowed", says=allowed)
@@ -91,7 +100,11 @@ def test_a_task_that_is_no_text_is_422_and_named(client: httpx.Client, route: st
 
 
 @pytest.mark.parametrize("route", SUBMITS)
-@pytest.mark.parametrize("inside", [b'{"a":' * DEEP + b"1" + b"}" * DEEP, b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}"], ids=["objects", "arrays"])
+@pytest.mark.parametrize(
+    "inside",
+    [b'{"a":' * DEEP + b"1" + b"}" * DEEP, b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}"],
+    ids=["objects", "arrays"],
+)
 def test_ten_thousand_levels_are_400(client: httpx.Client, route: str, inside: bytes) -> None:
     answer = client.post(route, content=b'{"%s":"whole","payload":%s}' % (name_of_task(route), inside))
 
@@ -111,7 +124,11 @@ def test_ten_thousand_levels_are_refused_in_any_field(client: httpx.Client, wher
 @pytest.mark.parametrize("route", SUBMITS)
 @pytest.mark.parametrize(
     "body",
-    [b'{"%s":"wh\xffole","payload":{}}', b'{"%s":"whole","payload":{"a":"\xff\xfe"}}', b'{"%s":"whole","payload":{"\xc3\x28":1}}'],
+    [
+        b'{"%s":"wh\xffole","payload":{}}',
+        b'{"%s":"whole","payload":{"a":"\xff\xfe"}}',
+        b'{"%s":"whole","payload":{"\xc3\x28":1}}',
+    ],
     ids=["name", "value", "key"],
 )
 def test_bytes_that_are_no_utf8_are_refused(client: httpx.Client, route: str, body: bytes) -> None:
@@ -130,7 +147,9 @@ def test_half_a_surrogate_pair_is_400(client: httpx.Client, route: str, text: by
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 5000, b"1e-9999999999999"])
-def test_a_number_that_no_machine_has_is_refused_or_kept_and_never_breaks_the_server(client: httpx.Client, number: bytes) -> None:
+def test_a_number_that_no_machine_has_is_refused_or_kept_and_never_breaks_the_server(
+    client: httpx.Client, number: bytes
+) -> None:
     answer = client.post("/api/v1/jobs", content=b'{"task":"whole","payload":{"a":%s}}' % number)
 
     if answer.status_code == 201:
@@ -159,7 +178,9 @@ def test_a_number_out_of_range_is_422_on_the_classic_route_too(client: httpx.Cli
 
 
 def test_of_a_key_given_twice_the_last_counts(client: httpx.Client) -> None:
-    answer = client.post("/api/v1/jobs", content=b'{"task":"bad","task":"whole","payload":{"a":1},"payload":{"b":2,"b":3}}')
+    answer = client.post(
+        "/api/v1/jobs", content=b'{"task":"bad","task":"whole","payload":{"a":1},"payload":{"b":2,"b":3}}'
+    )
 
     assert answer.status_code == 201
     job = end_of(client, answer.json()["id"])
@@ -198,7 +219,9 @@ def test_a_payload_may_be_as_large_as_its_limit(client: httpx.Client) -> None:
 
     assert answer.status_code == 201
     assert end_of(client, answer.json()["id"])["result"] == fits
-    assert_problem(client.post("/api/v1/jobs", content=body.replace("xx", "xxx", 1)), 413, "too_large", says="1,048,577 bytes")
+    assert_problem(
+        client.post("/api/v1/jobs", content=body.replace("xx", "xxx", 1)), 413, "too_large", says="1,048,577 bytes"
+    )
 
 
 def test_a_batch_may_be_larger_than_a_payload(client: httpx.Client) -> None:
@@ -212,7 +235,9 @@ def test_a_batch_may_be_larger_than_a_payload(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("small"), {"sample.py": TASKS}, max_body_bytes=100_000, max_batch=5, max_queues=3) as server:
+    with Server(
+        tmp_path_factory.mktemp("small"), {"sample.py": TASKS}, max_body_bytes=100_000, max_batch=5, max_queues=3
+    ) as server:
         yield server
 
 
@@ -226,7 +251,9 @@ def test_a_body_over_max_body_bytes_is_413_however_it_comes(small: Server, route
             yield body[start : start + 10_000]
 
     with small.client() as client:
-        assert_problem(client.post(route, content=pieces() if chunked else body), 413, "too_large", says="max_body_bytes = 100,000")
+        assert_problem(
+            client.post(route, content=pieces() if chunked else body), 413, "too_large", says="max_body_bytes = 100,000"
+        )
         still_answers(client)
 
 
@@ -278,7 +305,9 @@ def test_half_a_request_leaves_nothing_behind(server: Server, client: httpx.Clie
     assert client.get("/api/v1/jobs", params={"task": "bad"}).json()["items"] == before
 
 
-def test_a_client_that_hangs_up_before_the_answer_has_its_job_accepted_all_the_same(server: Server, client: httpx.Client) -> None:
+def test_a_client_that_hangs_up_before_the_answer_has_its_job_accepted_all_the_same(
+    server: Server, client: httpx.Client
+) -> None:
     body = b'{"task":"whole","queue":"hung-up","payload":{}}'
     request = b"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -295,7 +324,9 @@ def test_a_client_that_hangs_up_before_the_answer_has_its_job_accepted_all_the_s
     still_answers(client)
 
 
-def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     job = submit(client, "hold", {"gate": str(gate)})
 
@@ -308,7 +339,16 @@ def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(server: Ser
     still_answers(client)
 
 
-@pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00" * 1000, b"GET /" + b"x" * 200_000])
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x00" * 1000,
+        b"GET /" + b"x" * 200_000,
+    ],
+)
 def test_what_is_no_http_is_turned_away(server: Server, client: httpx.Client, nonsense: bytes) -> None:
     with connected(server) as line:
         line.sendall(nonsense)
@@ -318,7 +358,9 @@ def test_what_is_no_http_is_turned_away(server: Server, client: httpx.Client, no
 
 def test_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
     bodies = [json.dumps({"task": "whole", "payload": {"n": n}}).encode() for n in range(20)]
-    packet = b"".join(b"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s" % (len(b), b) for b in bodies)
+    packet = b"".join(
+        b"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s" % (len(b), b) for b in bodies
+    )
 
     with connected(server) as line:
         line.sendall(packet + b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
@@ -377,7 +419,12 @@ def test_a_server_that_stops_says_503_to_new_jobs_and_goes_on_answering_question
         wait_until(started.exists, 10, "the job to begin")
         assert server.process is not None
         server.process.terminate()
-        wait_until(lambda: client.get("/ready").status_code, 5, "the server to say that it stops", until=lambda code: code == 503)
+        wait_until(
+            lambda: client.get("/ready").status_code,
+            5,
+            "the server to say that it stops",
+            until=lambda code: code == 503,
+        )
 
         refusals: list[tuple[str, Any]] = [
             ("/api/v1/jobs", {"task": "add", "payload": {"a": 1}}),

@@ -271,7 +271,9 @@ def test_a_key_used_with_another_body_is_a_conflict_that_names_the_job(client: h
 
 def test_two_different_keys_in_one_submit_are_refused(client: httpx.Client) -> None:
     answer = client.post(
-        "/api/v1/jobs", json={"task": "add", "payload": {"a": 1}, "idempotency_key": "x"}, headers={"Idempotency-Key": "y"}
+        "/api/v1/jobs",
+        json={"task": "add", "payload": {"a": 1}, "idempotency_key": "x"},
+        headers={"Idempotency-Key": "y"},
     )
 
     assert_problem(answer, 422, field="idempotency_key")
@@ -418,7 +420,9 @@ def test_get_with_wait_answers_when_the_job_has_ended(client: httpx.Client, tmp_
     assert 0.2 < time.monotonic() - begun < 5
 
 
-def test_get_with_wait_answers_with_the_job_as_it_is_when_the_wait_is_over(client: httpx.Client, tmp_path: Path) -> None:
+def test_get_with_wait_answers_with_the_job_as_it_is_when_the_wait_is_over(
+    client: httpx.Client, tmp_path: Path
+) -> None:
     job_id, gate = held(client, tmp_path)
     begun = time.monotonic()
 
@@ -598,7 +602,9 @@ def test_the_total_of_a_queue_is_counted(client: httpx.Client) -> None:
 
 
 def test_the_cursor_walks_all_jobs_without_gap_or_repeat_while_new_ones_come_in(client: httpx.Client) -> None:
-    before = client.post("/api/v1/jobs/batch", json=[{"task": "add", "payload": {"a": n}} for n in range(100)]).json()["ids"]
+    before = client.post("/api/v1/jobs/batch", json=[{"task": "add", "payload": {"a": n}} for n in range(100)]).json()[
+        "ids"
+    ]
     seen: list[str] = []
     params: dict[str, Any] = {"limit": 7}
 
@@ -623,7 +629,9 @@ def test_the_cursor_walks_a_filtered_list_to_its_end(client: httpx.Client) -> No
     cursor: str | None = None
 
     while True:
-        page = client.get("/api/v1/jobs", params={"queue": "walk", "limit": 4, **({"cursor": cursor} if cursor else {})}).json()
+        page = client.get(
+            "/api/v1/jobs", params={"queue": "walk", "limit": 4, **({"cursor": cursor} if cursor else {})}
+        ).json()
         seen += ids(page)
         cursor = page.get("next_cursor")
         if cursor is None:
@@ -643,7 +651,9 @@ def test_the_cursor_walks_a_filtered_list_to_its_end(client: httpx.Client) -> No
 def test_a_wrong_parameter_of_a_list_is_named(client: httpx.Client, parameter: str, value: str) -> None:
     assert_problem(client.get("/api/v1/jobs", params={parameter: value}), 422, field=parameter, says=parameter)
     if parameter != "status":  # dead letters have one
-        assert_problem(client.get("/api/v1/dead-letters", params={parameter: value}), 422, field=parameter, says=parameter)
+        assert_problem(
+            client.get("/api/v1/dead-letters", params={parameter: value}), 422, field=parameter, says=parameter
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- acting on jobs
@@ -694,7 +704,9 @@ def test_a_job_that_waits_for_its_next_attempt_can_have_it_now(client: httpx.Cli
     answer = client.post(f"/api/v1/jobs/{job['id']}/retry")
 
     assert answer.status_code == 200
-    again = wait_until(lambda: get(client, job["id"]), 5, "the second attempt", until=lambda found: found["attempt"] == 2)
+    again = wait_until(
+        lambda: get(client, job["id"]), 5, "the second attempt", until=lambda found: found["attempt"] == 2
+    )
     assert again["max_retries"] == 5
 
 
@@ -719,7 +731,9 @@ def dead(client: httpx.Client, gate: Path, n: int, **options: Any) -> list[str]:
     return found
 
 
-def test_a_dead_letter_can_be_listed_and_replayed_with_its_attempts_counted_anew(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_dead_letter_can_be_listed_and_replayed_with_its_attempts_counted_anew(
+    client: httpx.Client, tmp_path: Path
+) -> None:
     (job_id,) = dead(client, tmp_path / "gate", 1, queue="dead-one")
     listed = client.get("/api/v1/dead-letters", params={"queue": "dead-one"}).json()
     (tmp_path / "gate").touch()
@@ -738,7 +752,9 @@ def test_only_a_dead_letter_can_be_replayed(client: httpx.Client) -> None:
     job = submit(client, "add", {"a": 1})
     end_of(client, job["id"])
 
-    assert_problem(client.post(f"/api/v1/dead-letters/{job['id']}/replay"), 404, "not_found", says="dead letter not found")
+    assert_problem(
+        client.post(f"/api/v1/dead-letters/{job['id']}/replay"), 404, "not_found", says="dead letter not found"
+    )
     assert_problem(client.post("/api/v1/dead-letters/no-such-job/replay"), 404, "not_found")
 
 
@@ -759,7 +775,9 @@ def test_the_dead_letters_of_one_queue_or_task_or_all_can_be_replayed(client: ht
     assert client.post("/api/v1/dead-letters/replay").json() == {"replayed": left}
 
 
-@pytest.mark.parametrize(("body", "field"), [({"queues": "x"}, "queues"), ({"queue": 1}, "queue"), ({"queue": "x", "task": "y"}, "task")])
+@pytest.mark.parametrize(
+    ("body", "field"), [({"queues": "x"}, "queues"), ({"queue": 1}, "queue"), ({"queue": "x", "task": "y"}, "task")]
+)
 def test_a_replay_with_a_wrong_filter_replays_nothing(client: httpx.Client, body: dict[str, Any], field: str) -> None:
     assert_problem(client.post("/api/v1/dead-letters/replay", json=body), 422, field=field)
 
@@ -810,7 +828,9 @@ def test_the_log_of_a_job_can_be_read_in_pages_and_by_level(client: httpx.Client
     assert client.get(route, params={"after_id": after}).json() == {"items": [], "next_after_id": after}
 
 
-@pytest.mark.parametrize(("parameter", "value"), [("limit", "0"), ("limit", "1001"), ("after_id", "-1"), ("level", "loud")])
+@pytest.mark.parametrize(
+    ("parameter", "value"), [("limit", "0"), ("limit", "1001"), ("after_id", "-1"), ("level", "loud")]
+)
 def test_a_wrong_parameter_of_a_log_is_named(client: httpx.Client, parameter: str, value: str) -> None:
     job = submit(client, "chatty")
 
@@ -848,7 +868,15 @@ def test_health_readiness_and_the_document_of_the_api(client: httpx.Client) -> N
 
 
 def test_numbers_and_texts_of_a_payload_come_back_as_they_were(client: httpx.Client) -> None:
-    payload = {"big": 2**80, "small": -(2**70), "float": 0.1, "nul": "a\0b", "emoji": "🐝", "": {"deep": [[[]]]}, "long": "x" * 100_000}
+    payload = {
+        "big": 2**80,
+        "small": -(2**70),
+        "float": 0.1,
+        "nul": "a\0b",
+        "emoji": "🐝",
+        "": {"deep": [[[]]]},
+        "long": "x" * 100_000,
+    }
 
     job = submit(client, "whole", payload)
 

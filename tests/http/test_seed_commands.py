@@ -54,7 +54,9 @@ def run(server: Server, command: str) -> Answer:
     assert words[0] == "curl"
     if shutil.which("curl") is None:
         return _without_curl(words[1:])
-    ended = subprocess.run([*words, "-sS", "-w", "\n%{http_code}"], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(
+        [*words, "-sS", "-w", "\n%{http_code}"], capture_output=True, text=True, timeout=30, check=True
+    )
     body, _, status = ended.stdout.rpartition("\n")
     return Answer(int(status), json.loads(body))
 
@@ -80,13 +82,18 @@ def _without_curl(words: list[str]) -> Answer:
 def select(server: Server, sql: str) -> list[dict[str, Any]]:
     """Rows of the live file, read by another process."""
     command = [sys.executable, "-c", SQL, str(server.db), sql]
-    found: list[dict[str, Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout)
+    found: list[dict[str, Any]] = json.loads(
+        subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    )
     return found
 
 
 def status_becomes(server: Server, command: str, wanted: str, timeout_s: float = 15) -> Answer:
     return wait_until(
-        lambda: run(server, command), timeout_s, f"{wanted} from {command}", until=lambda answer: answer.body["status"] == wanted
+        lambda: run(server, command),
+        timeout_s,
+        f"{wanted} from {command}",
+        until=lambda answer: answer.body["status"] == wanted,
     )
 
 
@@ -120,7 +127,8 @@ def test_the_mini_workflow_engine(seeded: Server) -> None:
     assert rows[0].keys() >= {"id", "job_id", "level", "message", "ts"}
 
     (meta,) = select(
-        seeded, f"SELECT job_id,status,task_name,created_at,finished_at,result_preview FROM job_meta WHERE job_id='{job}'"
+        seeded,
+        f"SELECT job_id,status,task_name,created_at,finished_at,result_preview FROM job_meta WHERE job_id='{job}'",
     )
     assert (meta["status"], meta["task_name"]) == ("finished", "example_task")
     assert json.loads(meta["result_preview"])["token_count"] == 4
@@ -206,7 +214,11 @@ def test_the_job_processing_system(seeded: Server) -> None:
     assert len(rows) == 5
     assert rows[0].keys() >= {"id", "status", "result", "error", "retry_count", "created_at", "updated_at"}
     (own,) = select(seeded, f"SELECT * FROM job_statuses WHERE id='{job}'")
-    assert (own["status"], own["result"], own["job_class"]) == ("completed", "Table public.users truncated successfully", "TruncateTable")
+    assert (own["status"], own["result"], own["job_class"]) == (
+        "completed",
+        "Table public.users truncated successfully",
+        "TruncateTable",
+    )
 
 
 def test_the_distributed_workflow_engine(seeded: Server) -> None:
@@ -222,7 +234,14 @@ def test_the_distributed_workflow_engine(seeded: Server) -> None:
     }  # fmt: skip
     assert re.fullmatch(UUID, job["id"])
     assert re.fullmatch(UUID, job["idempotency_key"])
-    expected = {"step_index": 0, "type": "compute", "payload": {"iterations": 5000}, "status": "queued", "attempt": 0, "max_retries": 3}
+    expected = {
+        "step_index": 0,
+        "type": "compute",
+        "payload": {"iterations": 5000},
+        "status": "queued",
+        "attempt": 0,
+        "max_retries": 3,
+    }
     assert {key: job[key] for key in expected} == expected
     assert RFC3339.fullmatch(job["created_at"])
     assert job["created_at"].endswith("Z")
