@@ -71,7 +71,7 @@ class Application:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, on_ready: OnReady | None = None) -> None:
-        """Serve until a signal or ``request_stop``. ``on_ready`` runs once requests are answered; its failure stops the server."""
+        """Serve until a signal or ``request_stop``. ``on_ready`` runs once requests are answered."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self._serve(on_ready))
 
@@ -122,7 +122,7 @@ class Application:
         watching = asyncio.create_task(self._watch_tasks()) if self.settings.reload else None
         failure: BaseException | None = None
         try:
-            while not server.started and not serving.done():
+            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn sets a flag, no event
                 await asyncio.sleep(0.005)
             failure = await self._until_stopped(on_ready)
         finally:
@@ -154,6 +154,7 @@ class Application:
         log.info("stopping: running jobs get %g s", self.settings.grace)
         await asyncio.to_thread(engine.stop_taking)
         await asyncio.to_thread(engine.wait_for_running, self.settings.grace, self._hurry)
+        engine.notices.call_all()  # or uvicorn would wait for those who wait for a job
         server.should_exit = True
         await serving
         await readers.close()

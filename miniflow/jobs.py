@@ -1,4 +1,6 @@
-"""The verbs that move a job from state to state. (What time and a dead process do to jobs is in ``timers`` and ``recovery``.)
+"""The verbs that move a job from state to state.
+
+How jobs come in is in ``submitting``; what time and a dead process do to them, in ``timers`` and ``recovery``.
 
 Each verb is one function that runs inside one transaction of the writer, guarded in SQL by state and, where only its holder
 may act, by lease; it says why it refused. The verbs of the hot path (submit, claim, begin, end) take all that a group has and
@@ -15,7 +17,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -23,20 +24,17 @@ from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock
 from miniflow.errors import (
-    IdempotencyConflict,
     JobCancelled,
     MiniFlowError,
     NotFound,
-    QueueFull,
-    ShuttingDown,
-    TooManyQueues,
     TransitionRefused,
 )
-from miniflow.model import Accepted, Ending, NewJob
+from miniflow.model import Ending
 from miniflow.notices import Notices
 from miniflow.operations import Operation
 from miniflow.readahead import ReadAhead
-from miniflow.states import TERMINAL, WAITING, State
+from miniflow.states import TERMINAL, State
+from miniflow.submitting import Submitting
 from miniflow.timers import Timers
 from miniflow.writer import Singly, Transaction, Writer, json_text
 
@@ -67,12 +65,7 @@ class Jobs:
             notices,
             clock,
         )
-        self._queues, self._max_queue, self._max_queues, self._cancel_grace_ms = (
-            queues,
-            max_queue,
-            max_queues,
-            cancel_grace_ms,
-        )
+        self._queues, self._cancel_grace_ms = queues, cancel_grace_ms
         self._leases = itertools.count(1)  # every lease of an earlier process is void
         self._marks: dict[int, Attempt] = {}
         self.suspects: set[int] = set()  # rows that were leased when the last process died
@@ -80,7 +73,7 @@ class Jobs:
         self.accepting = True
 
         writer.every_group(self._begin, before=True)
-        writer.handle("insert", self._insert)
+        Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
         writer.handle("log", self._write_logs)
         writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
         writer.handle("end", self._end, instead=_plain_end)
@@ -90,59 +83,7 @@ class Jobs:
         writer.may_linger = lambda: len(readahead) > 0 and readahead.room() == 0
         readahead.on_room = writer.nudge
 
-    # -------------------------------------------------------------------------------------------------------- submitting
-
-    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
-        """Each operation has a list of NewJob and gets a list of Accepted: all of it, or none."""
-        if not self.accepting:
-            for op in ops:
-                op.error = ShuttingDown()
-            return
-        in_use = self._keys_in_use(tx, ops)
-        waiting = sum(self.writer.total(state) for state in WAITING)
-        rows: list[list[Any]] = []
-        for op in ops:
-            jobs: list[NewJob] = op.argument
-            fresh, op.value, op.error = _resolve_keys(jobs, in_use)
-            if op.error is None:
-                op.error = self._over_limit(tx, fresh, waiting + len(rows))
-            if op.error is not None:
-                continue
-            for job in fresh:
-                if job.key is not None:
-                    in_use[job.key] = (job.id, job.fingerprint)
-                rows.append(job.row)
-                tx.count(job.state, job.queue)
-                tx.count("enqueued", job.task)
-            self._expect(tx, fresh)
-        if rows:
-            tx.run(sql.INSERT_JOBS, json_text(rows), self.turn(tx), tx.now_ms)
-
-    def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
-        keys = [job.key for op in ops for job in op.argument if job.key is not None]
-        return {key: (job_id, mark) for key, job_id, mark in tx.run(sql.KEYS_IN_USE, json_text(keys))} if keys else {}
-
-    def _over_limit(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
-        if waiting + len(jobs) > self._max_queue:
-            return QueueFull(waiting, self._max_queue)
-        known = self.writer.counters.get("queue", {}).keys() | {label for name, label in tx.deltas if name == "queue"}
-        new = {job.queue for job in jobs} - known
-        if new and len(known) + len(new) > self._max_queues:
-            return TooManyQueues(min(new), self._max_queues)
-        for queue in new:
-            tx.count("queue", queue)
-        return None
-
-    def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
-        """New rows are coming: look at them when they are ready, due, or over."""
-        ready: set[tuple[str, int]] = set()
-        for job in jobs:
-            if job.state is State.QUEUED:
-                ready.add((job.queue, job.priority))
-            if job.run_at is not None or job.expires_at is not None:
-                self.timers.expect(job.run_at, job.expires_at)
-        for queue, priority in ready:
-            self.ready(tx, queue, priority)
+    # ------------------------------------------------------------------------------------------------------- becoming ready
 
     def ready(self, tx: Transaction, queue: str, priority: int) -> None:
         """Rows become ready in this transaction; what is held and comes after them goes back."""
@@ -450,25 +391,6 @@ def _plain_end(op: Operation) -> Operation | None:
     words = f"the end of the attempt could not be written ({type(op.error).__name__}); the server's log has the reason"
     plain = Ending(ending.attempt, State.DEAD_LETTER, outcome="failed", error_type=UNWRITABLE, error=words)
     return Operation("end", plain, keep=True)
-
-
-def _resolve_keys(
-    jobs: list[NewJob], in_use: dict[str, tuple[str, str | None]]
-) -> tuple[list[NewJob], list[Accepted], MiniFlowError | None]:
-    """Which of ``jobs`` are new; what each becomes; the conflict, if a key was used with another body."""
-    fresh: list[NewJob] = []
-    accepted: list[Accepted] = []
-    here: dict[str, tuple[str, str | None]] = {}
-    for job in jobs:
-        first = None if job.key is None else in_use.get(job.key) or here.get(job.key)
-        if first is None:
-            fresh.append(job)
-            if job.key is not None:
-                here[job.key] = (job.id, job.fingerprint)
-        elif first[1] != job.fingerprint:
-            return [], [], IdempotencyConflict(job.key or "", first[0])
-        accepted.append(Accepted(first[0] if first else job.id, first is not None))
-    return fresh, accepted, None
 
 
 def _find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:

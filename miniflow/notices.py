@@ -30,6 +30,14 @@ class Notices:
         with self._lock:
             self._waiting.setdefault(job_id, []).append(listener)
 
+    def call_all(self) -> None:
+        """The server stops: all who wait are called, and find the job as it is."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for job_id, listeners in waiting.items():
+            for listener in listeners:
+                listener(job_id)
+
     def forget(self, job_id: str, listener: Listener) -> None:
         with self._lock:
             listeners = self._waiting.get(job_id, [])

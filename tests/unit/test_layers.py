@@ -21,7 +21,7 @@ LAYERS = (
     ("settings", "statements", "guard", "payload", "context"),
     ("registry", "basejob", "loader", "db", "migrations"),
     ("attempts", "readahead", "model", "notices", "operations", "writer", "readers"),
-    ("jobs", "timers", "recovery", "intake", "queries"),
+    ("jobs", "submitting", "timers", "recovery", "intake", "queries"),
     ("outcome", "executors", "web"),
     ("huey_storage", "huey_serializer", "huey_execution", "huey_adapter", "huey_consumer"),
     ("supervisor", "engine"),

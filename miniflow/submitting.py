@@ -1,0 +1,96 @@
+"""How jobs come into the file: all that a group submits is one statement.
+
+An idempotency key is looked up and taken in the same transaction, so two submits with one key cannot both be new, not even
+within a batch. Limits are checked before a row is written; a refused submit leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from miniflow import statements as sql
+from miniflow.errors import IdempotencyConflict, MiniFlowError, QueueFull, ShuttingDown, TooManyQueues
+from miniflow.model import Accepted, NewJob
+from miniflow.operations import Operation
+from miniflow.states import WAITING, State
+from miniflow.writer import Transaction, Writer, json_text
+
+if TYPE_CHECKING:
+    from miniflow.jobs import Jobs
+
+
+class Submitting:
+    def __init__(self, jobs: Jobs, writer: Writer, *, max_queue: int, max_queues: int) -> None:
+        self._jobs, self._writer, self._max_queue, self._max_queues = jobs, writer, max_queue, max_queues
+        writer.handle("insert", self._insert)
+
+    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
+        """Each operation has a list of NewJob and gets a list of Accepted: all of it, or none."""
+        if not self._jobs.accepting:
+            for op in ops:
+                op.error = ShuttingDown()
+            return
+        in_use = self._keys_in_use(tx, ops)
+        waiting = sum(self._writer.total(state) for state in WAITING)
+        rows: list[list[Any]] = []
+        for op in ops:
+            jobs: list[NewJob] = op.argument
+            fresh, op.value, op.error = _resolve_keys(jobs, in_use)
+            if op.error is None:
+                op.error = self._over_limit(tx, fresh, waiting + len(rows))
+            if op.error is not None:
+                continue
+            for job in fresh:
+                if job.key is not None:
+                    in_use[job.key] = (job.id, job.fingerprint)
+                rows.append(job.row)
+                tx.count(job.state, job.queue)
+                tx.count("enqueued", job.task)
+            self._expect(tx, fresh)
+        if rows:
+            tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms)
+
+    def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
+        keys = [job.key for op in ops for job in op.argument if job.key is not None]
+        return {key: (job_id, mark) for key, job_id, mark in tx.run(sql.KEYS_IN_USE, json_text(keys))} if keys else {}
+
+    def _over_limit(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
+        if waiting + len(jobs) > self._max_queue:
+            return QueueFull(waiting, self._max_queue)
+        known = self._writer.counters.get("queue", {})
+        new = {job.queue for job in jobs if job.queue not in known and ("queue", job.queue) not in tx.deltas}
+        if new and len(known) + sum(name == "queue" for name, _ in tx.deltas) + len(new) > self._max_queues:
+            return TooManyQueues(min(new), self._max_queues)
+        for queue in new:
+            tx.count("queue", queue)
+        return None
+
+    def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
+        """New rows are coming: look at them when they are ready, due, or over."""
+        ready: set[tuple[str, int]] = set()
+        for job in jobs:
+            if job.state is State.QUEUED:
+                ready.add((job.queue, job.priority))
+            if job.run_at is not None or job.expires_at is not None:
+                self._jobs.timers.expect(job.run_at, job.expires_at)
+        for queue, priority in ready:
+            self._jobs.ready(tx, queue, priority)
+
+
+def _resolve_keys(
+    jobs: list[NewJob], in_use: dict[str, tuple[str, str | None]]
+) -> tuple[list[NewJob], list[Accepted], MiniFlowError | None]:
+    """Which of ``jobs`` are new; what each becomes; the conflict, if a key was used with another body."""
+    fresh: list[NewJob] = []
+    accepted: list[Accepted] = []
+    here: dict[str, tuple[str, str | None]] = {}
+    for job in jobs:
+        first = None if job.key is None else in_use.get(job.key) or here.get(job.key)
+        if first is None:
+            fresh.append(job)
+            if job.key is not None:
+                here[job.key] = (job.id, job.fingerprint)
+        elif first[1] != job.fingerprint:
+            return [], [], IdempotencyConflict(job.key or "", first[0])
+        accepted.append(Accepted(first[0] if first else job.id, first is not None))
+    return fresh, accepted, None

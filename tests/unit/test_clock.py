@@ -1,0 +1,121 @@
+"""Two clocks and their difference; and times as people read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from miniflow import clock
+from miniflow.clock import CLOCK_JUMP_MS, Clock, SystemClock, boot_id, rfc3339, to_ms
+from tests.engines import FakeClock
+
+YEAR_10000_MS = 253_402_300_800_000
+
+
+def test_wall_time_is_the_machines() -> None:
+    before = time.time_ns() // 1_000_000
+    now = SystemClock().now_ms()
+
+    assert before <= now <= time.time_ns() // 1_000_000
+
+
+def test_the_boot_clock_never_goes_back() -> None:
+    system = SystemClock()
+    readings = [system.boot_ms() for _ in range(10_000)]
+
+    assert all(earlier <= later for earlier, later in pairwise(readings))
+
+
+def test_setting_the_wall_clock_does_not_move_the_boot_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = SystemClock()
+    before, offset = system.boot_ms(), system.offset_ms()
+    yesterday = time.time_ns() - 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: yesterday)
+
+    assert 0 <= system.boot_ms() - before < CLOCK_JUMP_MS
+    assert system.offset_ms() - offset == pytest.approx(-86_400_000, abs=CLOCK_JUMP_MS)
+
+
+def test_while_nobody_sets_the_clock_the_offset_stays() -> None:
+    system = SystemClock()
+    offsets = [system.offset_ms() for _ in range(1_000)]
+
+    assert max(offsets) - min(offsets) < CLOCK_JUMP_MS
+
+
+@pytest.mark.parametrize("made", [SystemClock(), FakeClock()], ids=repr)
+def test_the_offset_is_the_difference_of_the_two(made: Clock) -> None:
+    assert made.now_ms() - made.boot_ms() == pytest.approx(made.offset_ms(), abs=CLOCK_JUMP_MS)
+
+
+def test_the_clock_of_the_tests_tells_a_jump_from_time_that_passes() -> None:
+    fake = FakeClock()
+    now, boot, offset = fake.now_ms(), fake.boot_ms(), fake.offset_ms()
+    fake.advance(10)
+    assert (fake.now_ms(), fake.boot_ms(), fake.offset_ms()) == (now + 10, boot + 10, offset)
+
+    fake.set_wall(-5)
+    assert (fake.now_ms(), fake.boot_ms(), fake.offset_ms()) == (now + 5, boot + 10, offset - 5)
+
+
+def test_a_start_of_the_machine_has_one_name() -> None:
+    assert boot_id() == boot_id()
+    assert "\n" not in boot_id()
+
+
+def test_where_there_is_no_boot_id_it_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clock, "Path", lambda name: tmp_path / "none")
+
+    assert boot_id() == ""
+
+
+# ---------------------------------------------------------------------------------------------------------- in words
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1, "1970-01-01T00:00:00.001Z"),
+        (-1, "1969-12-31T23:59:59.999Z"),
+        (1_769_860_800_123, "2026-01-31T12:00:00.123Z"),
+        (1_709_164_799_999, "2024-02-28T23:59:59.999Z"),
+        (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+    ],
+)
+def test_a_time_is_written_in_utc_to_the_millisecond(ms: int, text: str) -> None:
+    assert rfc3339(ms) == text
+
+
+def test_no_time_is_no_text() -> None:
+    assert rfc3339(None) is None
+
+
+@given(st.integers(0, YEAR_10000_MS - 1))
+def test_what_is_written_can_be_read(ms: int) -> None:
+    assert to_ms(dt.datetime.fromisoformat(rfc3339(ms) or "")) == ms
+
+
+@given(st.integers(0, YEAR_10000_MS - 1), st.integers(0, YEAR_10000_MS - 1))
+def test_texts_sort_as_their_times(one: int, other: int) -> None:
+    assert ((rfc3339(one) or "") < (rfc3339(other) or "")) == (one < other)
+
+
+@given(st.integers(0, YEAR_10000_MS - 86_400_001), st.integers(-14 * 60, 14 * 60))
+def test_a_time_is_the_same_in_every_zone(ms: int, minutes: int) -> None:
+    zone = dt.timezone(dt.timedelta(minutes=minutes))
+    there = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=ms)
+    if minutes < 0 and ms < 86_400_000:
+        there += dt.timedelta(days=1)
+
+    assert to_ms(there.astimezone(zone)) == to_ms(there)
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    assert to_ms(dt.datetime(2026, 1, 31, 12)) == to_ms(dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)) == 1_769_860_800_000
