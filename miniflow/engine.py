@@ -18,7 +18,7 @@ from miniflow import db, guard, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
-from miniflow.errors import JobReturned, StoreFull
+from miniflow.errors import JobReturned, StoreFull, StoreLocked
 from miniflow.executors.coroutine import AsyncLane
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
@@ -167,8 +167,8 @@ class Engine:
     def _if_disk_allows(self, verb: Callable[[Transaction], object]) -> None:
         try:
             self.writer.call("verb", verb)
-        except StoreFull:  # the next start voids all leases anyhow
-            log.warning("the disk is full: jobs that were claimed go back to the queue at the next start")
+        except (StoreFull, StoreLocked) as exc:  # the next start voids all leases anyhow
+            log.warning("%s; jobs that were claimed go back to the queue at the next start", exc)
 
     def stop(self, grace_s: float | None = None) -> int:
         """All of it, in order."""

@@ -103,6 +103,12 @@ class StoreFull(StoreError):
     """The disk is full. Nothing already accepted is lost; reading goes on."""
 
 
+class StoreLocked(StoreError):
+    """Another program is writing to the file, and did not stop within the busy timeout."""
+
+    retry_after_s = 5
+
+
 class StoreClosed(StoreError):
     """The writer has stopped: the process is on its way out."""
 

@@ -34,7 +34,7 @@ import msgspec
 from miniflow import statements
 from miniflow.clock import Clock
 from miniflow.db import WAL_LIMIT_BYTES
-from miniflow.errors import StoreClosed, StoreFull
+from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked
 from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
 
 log = logging.getLogger("miniflow.writer")
@@ -44,7 +44,7 @@ GROUP_OPERATIONS_MAX = 4096
 LINGER_S = 0.005  # how long ends of jobs may wait for company while there is more work at hand, and nobody for them
 LINGER_OPERATIONS = 256
 IDLE_TICK_S = 1.0  # how often an idle writer looks at the clock while something waits for its time
-FULL_DISK_RETRY_S = 1.0
+POSTPONED_S = 1.0  # after a full disk or a foreign lock
 
 to_json = msgspec.json.Encoder().encode
 
@@ -309,7 +309,11 @@ class Writer:
             self._connection.execute("COMMIT")
         except apsw.FullError:
             self._roll_back(transaction)
-            self._disk_is_full(batch)
+            self._postpone(batch, StoreFull("the disk is full; nothing accepted is lost, free some space and try again"))
+            return
+        except apsw.BusyError:  # the only other writer there can be is a person with a shell
+            self._roll_back(transaction)
+            self._postpone(batch, StoreLocked("another program holds a write lock on the database (a sqlite3 shell?); try again"))
             return
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as exc:
             _die(f"the database cannot be written any more: {type(exc).__name__}: {exc}", exc)
@@ -338,8 +342,11 @@ class Writer:
 
     def _committed(self, transaction: Transaction) -> None:
         for (name, label), n in transaction.deltas.items():
-            labels = self.counters.setdefault(name, {})
-            labels[label] = labels.get(label, 0) + n
+            labels = self.counters.get(name, {})
+            if label in labels:
+                labels[label] += n
+            else:  # readers in other threads walk these: a new label comes in a new dict
+                self.counters[name] = {**labels, label: n}
         transaction.committed()
 
     def _fill(self, transaction: Transaction, batch: list[Operation]) -> None:
@@ -367,21 +374,21 @@ class Writer:
             self._connection.execute("ROLLBACK")
         transaction.rolled_back()
 
-    def _disk_is_full(self, batch: list[Operation]) -> None:
+    def _postpone(self, batch: list[Operation], reason: StoreError) -> None:
+        """Nothing can be written now: who can wait is told why, what must reach the file is kept and tried again."""
         kept = [operation for operation in batch if operation.keep]
         refused = [operation for operation in batch if not operation.keep]
-        log.error("the disk is full: %d operations refused, %d kept for later", len(refused), len(kept))
+        if self._closing:  # nobody will mend it any more: those jobs run again, as after a crash
+            kept, refused = [], batch
+        log.error("%s: %d operations refused, %d kept for later", reason, len(refused), len(kept))
         for operation in refused:
-            operation.error = StoreFull("the disk is full; nothing accepted is lost, free some space and try again")
+            operation.error = reason
         self._tell(refused)
-        if self._closing:  # nothing more will be freed: those jobs run again, as after a crash
-            for operation in kept:
-                operation.error = StoreFull("the disk is full, and the process ends")
-            self._tell(kept)
-            return
+        for loop in self._loops:
+            loop.flush()
         self._queue.extendleft(reversed(kept))
         self._wake.clear()
-        self._wake.wait(FULL_DISK_RETRY_S)
+        self._wake.wait(POSTPONED_S)
 
     @staticmethod
     def _tell(batch: Iterable[Operation]) -> None:

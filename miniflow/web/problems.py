@@ -34,6 +34,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.QueueFull, 429, "queue_full"),
     (errors.ShuttingDown, 503, "shutting_down"),
     (errors.StoreFull, 507, "disk_full"),
+    (errors.StoreLocked, 503, "database_locked"),
     (errors.StoreClosed, 503, "shutting_down"),
 )
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+import apsw
 import pytest
 from huey import signals as S
 from huey.exceptions import CancelExecution, RetryTask, TaskException
@@ -26,6 +27,7 @@ from miniflow.errors import (
     NotFound,
     QueueFull,
     ShuttingDown,
+    StoreLocked,
     TooManyQueues,
     TransitionRefused,
 )
@@ -1503,7 +1505,7 @@ def failing_step(engine: Engine) -> Callable[[BaseException | None], None]:
 
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miniflow.writer.FULL_DISK_RETRY_S", 0.01)
+    monkeypatch.setattr("miniflow.writer.POSTPONED_S", 0.01)
 
 
 def test_a_claim_that_failed_on_a_full_disk_is_made_again(engines: Engines, short_pause: None) -> None:
@@ -1630,5 +1632,26 @@ def test_an_end_that_cannot_be_written_becomes_a_dead_letter_that_says_so(engine
 
     job = wait_for_state(engines.path, job_id, State.DEAD_LETTER)
     assert job.last_error.startswith("the end of the attempt could not be written")
+    engines.stop(engine)
+    check_invariants(engines.path, stopped=True)
+
+
+def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(engines: Engines) -> None:
+    """A sqlite3 shell in a transaction: whoever can wait is told, what a worker has to say is kept until the lock is gone."""
+    gate = engines.gate()
+    engine = engines([holding(gate), noop], workers=1)
+    engine.database.connection.set_busy_timeout(20)
+    job_id = submit(engine, "hold")
+    gate.wait_for_arrival()
+    wait_for_state(engines.path, job_id, State.RUNNING)
+    with closing(apsw.Connection(str(engines.path))) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreLocked, match="another program holds a write lock"):
+            submit(engine, "noop")
+        gate.open()
+        wait_until(lambda: len(engine.running), 5, "the body to end", until=lambda running: running == 0)
+        shell.execute("ROLLBACK")
+
+    wait_for_state(engines.path, job_id, State.COMPLETED)
     engines.stop(engine)
     check_invariants(engines.path, stopped=True)

@@ -270,7 +270,7 @@ def test_a_nudge_while_the_writer_is_busy_is_not_lost(rig: Rig) -> None:
 
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miniflow.writer.FULL_DISK_RETRY_S", 0.02)
+    monkeypatch.setattr("miniflow.writer.POSTPONED_S", 0.02)
 
 
 def fill_disk(rig: Rig) -> Callable[[], None]:
