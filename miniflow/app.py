@@ -111,9 +111,13 @@ class Application:
                 timeout_graceful_shutdown=5,
             )
         )
-        await readers.open()
-        engine.start()
-        engine.describe_process(f"process {os.getpid()}, {self.url}")
+        try:
+            await readers.open()
+            engine.start()
+            engine.describe_process(f"process {os.getpid()}, {self.url}")
+        except BaseException:  # whatever it was, a reader's thread left behind would keep the process from ending
+            await readers.close()
+            raise
         self._tell_recovered()
         self._catch_signals()
         gc.collect()

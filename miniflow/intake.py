@@ -65,7 +65,7 @@ class Intake:
         default_max_retries: int = DEFAULT_MAX_RETRIES,
     ) -> None:
         self.registry, self._clock, self._max_payload_bytes = registry, clock, max_payload_bytes
-        self._default_timeout_ms = round(default_timeout_s * 1000) or None
+        self._default_timeout_ms = _limit_ms(default_timeout_s)
         self._default_max_retries = default_max_retries
 
     def job(
@@ -89,21 +89,13 @@ class Intake:
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
             raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
-        priority = (
-            PRIORITIES[s.priority]
-            if isinstance(s.priority, str)
-            else spec.priority
-            if s.priority is None
-            else s.priority
-        )
+        asked = PRIORITIES[s.priority] if isinstance(s.priority, str) else s.priority
+        priority = _first(asked, spec.priority)
         state, run_at, relative = self._when(s, where)
         max_retries = _first(s.max_retries, spec.max_retries, self._default_max_retries)
-        timeout_ms = (
-            _ms(_first(s.timeout, spec.timeout_s))
-            if s.timeout is not None or spec.timeout_s is not None
-            else self._default_timeout_ms
-        )
-        ttl_s = s.ttl if s.ttl is not None else spec.ttl_s
+        timeout_s = _first(s.timeout, spec.timeout_s)
+        timeout_ms = self._default_timeout_ms if timeout_s is None else _limit_ms(timeout_s)
+        ttl_s = _first(s.ttl, spec.ttl_s)
         expires_at = None if ttl_s is None else (run_at or self._clock.now_ms()) + round(ttl_s * 1000)
         new_id = job_id or uuid7()
         row: list[Any] = [
@@ -114,7 +106,7 @@ class Intake:
             state,
             payload,
             max_retries,
-            timeout_ms or None,
+            timeout_ms,
             run_at,
             relative,
             expires_at,
@@ -165,12 +157,10 @@ class Intake:
 
 
 def fingerprint(s: Submission, payload: str) -> str:
-    """What makes two submits with one idempotency key the same: all fields, whatever their order in the JSON."""
-    fields = msgspec.structs.asdict(s) | {
-        "payload": msgspec.json.decode(payload),
-        "task": s.task or s.type,
-        "type": None,
-    }
+    """What makes two submits with one idempotency key the same: the fields that were given, whatever their order in the JSON.
+    Only those: a field that a later version adds must not make another body of the one that came before it."""
+    given = {name: value for name, value in msgspec.structs.asdict(s).items() if value is not None and name != "type"}
+    fields = given | {"payload": msgspec.json.decode(payload), "task": s.task or s.type}
     return hashlib.blake2b(msgspec.json.encode(fields, order="sorted"), digest_size=16).hexdigest()
 
 
@@ -178,9 +168,13 @@ def submission_from_options(task: str, payload: str, options: Mapping[str, Any])
     """The submission that a call in Python asks for. InvalidRequest for an option that is none, or has a wrong type."""
     try:
         given = {name: _plain(value) for name, value in options.items() if value is not None}
-        return msgspec.convert({**given, "task": task, "payload": msgspec.Raw(payload.encode())}, Submission)
+        submission = msgspec.convert({**given, "task": task, "payload": msgspec.Raw(payload.encode())}, Submission)
+        msgspec.json.encode(submission)  # what came over HTTP is JSON; what comes from Python may be anything
     except msgspec.ValidationError as exc:
         raise InvalidRequest("", str(exc)) from None
+    except (TypeError, UnicodeEncodeError) as exc:
+        raise InvalidRequest("", f"the options are not JSON: {exc}") from None
+    return submission
 
 
 def _plain(value: Any) -> Any:
@@ -218,8 +212,9 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+def _limit_ms(seconds: float) -> int | None:
+    """A limit in milliseconds; 0 seconds is none at all, and nothing else is."""
+    return max(round(seconds * 1000), 1) if seconds else None
 
 
 decode_submission: Callable[[bytes], Submission] = msgspec.json.Decoder(Submission).decode

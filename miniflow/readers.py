@@ -32,16 +32,20 @@ class Readers:
         self._point = open_reader(path)
         self._started = 0.0
         self._point.set_progress_handler(self._over_budget, PROGRESS_STEPS)
+        self._opened = 0
         self._pool: asyncio.Queue[AioConnection] = asyncio.Queue()
 
     async def open(self) -> None:
         for _ in range(POOL):
             # open_reader gives what aiosqlite asks of a connection; its annotation names sqlite3's class.
             self._pool.put_nowait(await AioConnection(lambda: open_reader(self._path), 64))  # type: ignore[arg-type, return-value]
+            self._opened += 1
 
     async def close(self) -> None:
-        for _ in range(POOL):
+        """Close what was opened, once nobody uses it any more."""
+        while self._opened:
             connection = await self._pool.get()
+            self._opened -= 1
             await connection.close()
         self._point.close()
 

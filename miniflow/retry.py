@@ -30,25 +30,28 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     intervals: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.base < 0 or self.max_delay < 0:
+        # Said as what must hold: a NaN compares false with everything, and so is refused by each of them.
+        if not (self.base >= 0 and self.max_delay >= 0):
             raise ValueError("base and max_delay are seconds and cannot be negative")
+        if self.intervals is not None and not (self.intervals and all(seconds >= 0 for seconds in self.intervals)):
+            raise ValueError("intervals must be one or more seconds, none of them negative")
         if max(self.base, self.max_delay, *(self.intervals or ())) > DELAY_S_MAX:
             raise ValueError("a wait is at most ten years")
+        if not self.factor >= 1:
+            raise ValueError("factor must be 1 or more")
         if self.factor > FACTOR_MAX:
             raise ValueError(f"factor must be {FACTOR_MAX} or less")
-        if self.factor < 1:
-            raise ValueError("factor must be 1 or more")
         if not 0 <= self.jitter <= 1:
             raise ValueError("jitter is a fraction between 0 and 1")
-        if self.intervals is not None and (not self.intervals or min(self.intervals) < 0):
-            raise ValueError("intervals must be one or more seconds, none of them negative")
 
     def delay_s(self, retry: int, rand: random.Random | None = None) -> float:
         """Seconds to wait before retry number ``retry`` (from 1)."""
         if self.intervals is not None:
             return float(self.intervals[min(retry, len(self.intervals)) - 1])
-        # The exponent is capped: factor ** 2000 is an OverflowError, and the ceiling was reached long before.
-        wait = min(self.base * self.factor ** min(retry - 1, 64), self.max_delay)
+        try:
+            wait = min(self.base * self.factor ** (retry - 1), self.max_delay)
+        except OverflowError:  # beyond any number, so beyond the ceiling; nothing times that is still nothing
+            wait = self.max_delay if self.base else 0.0
         return wait * (1 + self.jitter * (2 * (rand or random).random() - 1))
 
 

@@ -118,4 +118,6 @@ def test_a_time_is_the_same_in_every_zone(ms: int, minutes: int) -> None:
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
-    assert to_ms(dt.datetime(2026, 1, 31, 12)) == to_ms(dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)) == 1_769_860_800_000
+    assert (
+        to_ms(dt.datetime(2026, 1, 31, 12)) == to_ms(dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)) == 1_769_860_800_000
+    )

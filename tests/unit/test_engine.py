@@ -1636,11 +1636,14 @@ def test_an_end_that_cannot_be_written_becomes_a_dead_letter_that_says_so(engine
     check_invariants(engines.path, stopped=True)
 
 
-def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(engines: Engines) -> None:
+def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sqlite3 shell in a transaction: whoever can wait is told, what a worker has to say is kept until the lock is gone."""
     gate = engines.gate()
     engine = engines([holding(gate), noop], workers=1)
     engine.database.connection.set_busy_timeout(20)
+    monkeypatch.setattr("miniflow.writer.POSTPONED_S", 0.05)
     job_id = submit(engine, "hold")
     gate.wait_for_arrival()
     wait_for_state(engines.path, job_id, State.RUNNING)

@@ -274,9 +274,7 @@ def test_moves_that_were_changed_by_hand_are_refused(path: Path, base: db.Databa
     assert "table of transitions is not this program's" in refusal(base.connection, path)
 
 
-def test_new_moves_without_a_step_are_refused(
-    path: Path, base: db.Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_moves_without_a_step_are_refused(path: Path, base: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Code and file would disagree about what may happen."""
     monkeypatch.setattr(states, "MOVES", (*states.MOVES, MADE_UP))
 

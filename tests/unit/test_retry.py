@@ -29,9 +29,7 @@ LEAST, MOST = Fixed(0.0), Fixed(1.0)
 
 waits = st.floats(0, DELAY_S_MAX)
 retries = st.integers(1, 10_000)
-policies = st.builds(
-    RetryPolicy, base=waits, factor=st.floats(1, FACTOR_MAX), max_delay=waits, jitter=st.floats(0, 1)
-)
+policies = st.builds(RetryPolicy, base=waits, factor=st.floats(1, FACTOR_MAX), max_delay=waits, jitter=st.floats(0, 1))
 
 
 def about(value: float) -> float:

@@ -1,0 +1,325 @@
+"""One execution: its end is written once, and it can be asked to stop while its body runs and at no other moment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.errors import JobCancelled, JobInterrupted, JobReturned, JobTimeout
+from miniflow.executors import thread as thread_executor
+
+ROUNDS = 400
+
+
+def claimed(seq: int = 1, attempt: int = 0) -> Claimed:
+    return Claimed(
+        seq, f"id-{seq}", "task", "default", 0, 1, "{}", attempt, 0, 3, None, None, None, None, None, None, lease=7
+    )
+
+
+@pytest.fixture
+def attempt() -> Attempt:
+    return Attempt(claimed(), "worker-1", 1_000)
+
+
+class Body(threading.Thread):
+    """A thread that runs a body as a worker does, and what became of it."""
+
+    def __init__(self, attempt: Attempt, body: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._attempt, self._body = attempt, body
+        self.value: Any = None
+        self.raised: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.value = thread_executor.run(self._attempt, self._body)
+        except BaseException as exc:  # above all the one that was sent in
+            self.raised = exc
+
+    def ended(self) -> Body:
+        self.join(10)
+        assert not self.is_alive()
+        return self
+
+
+def spin(begun: threading.Event) -> Callable[[], None]:
+    """Runs Python code until it is stopped."""
+
+    def body() -> None:
+        begun.set()
+        while True:
+            pass
+
+    return body
+
+
+def as_much_as_any_worker_does() -> int:
+    """Python code in which an exception that is still on its way would come out."""
+    return sum(i % 7 for i in range(200))
+
+
+# ------------------------------------------------------------------------------------------------------------ its number
+
+
+def test_attempts_are_counted_from_one() -> None:
+    assert Attempt(claimed(attempt=0), "w", 0).number == 1
+    assert Attempt(claimed(attempt=4), "w", 0).number == 5
+
+
+def test_its_repr_says_how_it_stands(attempt: Attempt) -> None:
+    assert repr(attempt) == "<Attempt 1 of job id-1 running on worker-1>"
+    attempt.interrupt(JobCancelled(), 0)
+    assert repr(attempt) == "<Attempt 1 of job id-1 interrupted on worker-1>"
+    attempt.finish()
+    assert repr(attempt) == "<Attempt 1 of job id-1 finished on worker-1>"
+
+
+# ------------------------------------------------------------------------------------------------------------- finishing
+
+
+def test_the_first_to_finish_may_write_and_the_late_one_may_not(attempt: Attempt) -> None:
+    assert [attempt.finish(), attempt.finish(), attempt.finish()] == [True, False, False]
+
+
+def test_of_many_that_finish_at_once_one_wins() -> None:
+    for _ in range(50):
+        attempt = Attempt(claimed(), "w", 0)
+        ready = threading.Barrier(8)
+        won: list[bool] = []
+
+        def finish(attempt: Attempt = attempt, ready: threading.Barrier = ready, won: list[bool] = won) -> None:
+            ready.wait(10)
+            won.append(attempt.finish())
+
+        threads = [threading.Thread(target=finish) for _ in range(8)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(10)
+        assert sorted(won) == [False] * 7 + [True]
+
+
+def test_a_body_may_end_after_its_attempt_was_given_up(attempt: Attempt) -> None:
+    """The watchdog has written the end; what the body returns finds nobody."""
+    go_on = threading.Event()
+    body = Body(attempt, lambda: go_on.wait(10))
+    assert attempt.finish()
+    go_on.set()
+    body.ended()
+
+    assert (body.value, body.raised) == (True, None)
+    assert not attempt.finish()
+
+
+# ---------------------------------------------------------------------------------------------------------- interrupting
+
+
+@pytest.mark.parametrize("kind", [JobCancelled, JobTimeout, JobReturned])
+def test_an_interrupt_lands_in_the_body(attempt: Attempt, kind: type[JobInterrupted]) -> None:
+    begun = threading.Event()
+    body = Body(attempt, spin(begun))
+    assert begun.wait(5)
+
+    assert attempt.interrupt(kind("stop"), 5_000)
+    assert isinstance(body.ended().raised, kind)
+    assert attempt.abandon_at_boot_ms == 5_000
+    assert isinstance(attempt.pending, kind)
+
+
+def test_except_exception_does_not_swallow_an_interrupt(attempt: Attempt) -> None:
+    begun = threading.Event()
+
+    def body() -> None:
+        while True:
+            try:
+                spin(begun)()
+            except Exception:  # as careless tasks do
+                continue
+
+    running = Body(attempt, body)
+    assert begun.wait(5)
+    attempt.interrupt(JobCancelled(), 0)
+
+    assert isinstance(running.ended().raised, JobCancelled)
+
+
+def test_a_body_may_clean_up_when_it_is_interrupted(attempt: Attempt) -> None:
+    begun, cleaned = threading.Event(), threading.Event()
+
+    def body() -> None:
+        try:
+            spin(begun)()
+        finally:
+            as_much_as_any_worker_does()
+            cleaned.set()
+
+    running = Body(attempt, body)
+    assert begun.wait(5)
+    attempt.interrupt(JobCancelled(), 0)
+
+    assert isinstance(running.ended().raised, JobCancelled)
+    assert cleaned.is_set()
+
+
+def test_a_body_that_was_interrupted_before_it_began_does_not_begin(attempt: Attempt) -> None:
+    ran: list[None] = []
+    reason = JobCancelled("early")
+    assert attempt.interrupt(reason, 0)
+    body = Body(attempt, lambda: ran.append(None)).ended()
+
+    assert body.raised is reason
+    assert not ran
+
+
+def test_an_attempt_is_asked_to_stop_once(attempt: Attempt) -> None:
+    first = JobTimeout("first")
+
+    assert attempt.interrupt(first, 1)
+    assert not attempt.interrupt(JobCancelled("second"), 2)
+    assert (attempt.pending, attempt.abandon_at_boot_ms) == (first, 1)
+
+
+def test_an_attempt_that_is_over_is_not_interrupted(attempt: Attempt) -> None:
+    assert Body(attempt, lambda: 42).ended().value == 42
+
+    assert not attempt.interrupt(JobCancelled(), 0)
+    assert (attempt.pending, attempt.abandon_at_boot_ms) == (None, None)
+
+
+def test_an_interrupt_never_comes_after_the_body(attempt: Attempt) -> None:
+    """It comes out of the run of the body, or not at all: never in what the worker does afterwards."""
+    rounds: list[tuple[bool, bool]] = []
+    astray: list[BaseException] = []
+    attempts = [Attempt(claimed(seq), "w", 0) for seq in range(ROUNDS)]
+    at = [threading.Event() for _ in attempts]
+
+    def work() -> None:
+        for number, one in enumerate(attempts):
+            at[number].set()
+            try:
+                thread_executor.run(one, as_much_as_any_worker_does)
+                hit = False
+            except JobInterrupted:
+                hit = True
+            try:
+                as_much_as_any_worker_does()
+            except JobInterrupted as exc:
+                astray.append(exc)
+            rounds.append((hit, one.pending is not None))
+
+    def interrupt() -> None:
+        for number, one in enumerate(attempts):
+            at[number].wait(10)
+            for _ in range(number % 50):  # so that it comes at another moment each time
+                pass
+            one.interrupt(JobCancelled(), 0)
+
+    worker, other = threading.Thread(target=work, daemon=True), threading.Thread(target=interrupt, daemon=True)
+    worker.start()
+    other.start()
+    worker.join(30)
+    other.join(30)
+
+    assert not astray
+    assert len(rounds) == ROUNDS
+    assert not [hit for hit, asked in rounds if hit and not asked]
+
+
+def test_an_interrupt_that_comes_in_the_bodys_last_line_is_heard_there_or_not_at_all(attempt: Attempt) -> None:
+    """That line is a call into C, which is deaf until it returns."""
+    outcome: list[str] = []
+    inside, go_on = threading.Lock(), threading.Lock()
+    inside.acquire()
+    go_on.acquire()
+
+    def work() -> None:
+        try:
+            attempt.enter(threading.get_ident())
+            inside.release()
+            go_on.acquire()
+            attempt.leave()
+        except JobCancelled:
+            attempt.leave()
+            outcome.append("in the body")
+        try:
+            as_much_as_any_worker_does()
+            outcome.append("quiet")
+        except JobCancelled:
+            outcome.append("astray")
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    assert inside.acquire(timeout=5)
+    attempt.interrupt(JobCancelled(), 0)
+    go_on.release()
+    worker.join(10)
+
+    assert outcome in (["in the body", "quiet"], ["quiet"])
+
+
+def test_leaving_twice_is_leaving_once(attempt: Attempt) -> None:
+    attempt.enter(threading.get_ident())
+    attempt.leave()
+    attempt.leave()
+
+    assert not attempt.interrupt(JobCancelled(), 0)
+    as_much_as_any_worker_does()
+
+
+# ----------------------------------------------------------------------------------------------------------- coroutines
+
+
+def test_a_coroutine_is_cancelled_and_no_exception_is_sent_to_its_thread(attempt: Attempt) -> None:
+    cancelled: list[None] = []
+    attempt.enter(None, cancel=lambda: cancelled.append(None))
+
+    assert attempt.interrupt(JobTimeout(), 0)
+    assert len(cancelled) == 1
+    as_much_as_any_worker_does()
+
+
+def test_a_coroutine_that_has_ended_is_not_cancelled(attempt: Attempt) -> None:
+    cancelled: list[None] = []
+    attempt.enter(None, cancel=lambda: cancelled.append(None))
+    attempt.leave()
+
+    assert not attempt.interrupt(JobTimeout(), 0)
+    assert not cancelled
+
+
+# ------------------------------------------------------------------------------------------------------ those under way
+
+
+def test_attempts_are_found_by_their_row_while_they_run(attempt: Attempt) -> None:
+    running = Running()
+    running.add(attempt)
+    assert (len(running), running.find(1), running.all()) == (1, attempt, [attempt])
+
+    running.remove(attempt)
+    assert (len(running), running.find(1), running.all()) == (0, None, [])
+
+
+def test_an_attempt_that_was_given_up_does_not_take_its_successor_along(attempt: Attempt) -> None:
+    running, successor = Running(), Attempt(claimed(attempt=1), "worker-2", 2_000)
+    running.add(attempt)
+    running.add(successor)
+    running.remove(attempt)
+
+    assert running.find(1) is successor
+
+
+def test_the_list_of_attempts_is_ones_own() -> None:
+    """The watchdog walks it while workers come and go."""
+    running = Running()
+    for seq in range(3):
+        running.add(Attempt(claimed(seq), "w", 0))
+    for one in running.all():
+        running.remove(one)
+
+    assert len(running) == 0

@@ -1,0 +1,198 @@
+"""The program's own log: where it goes, that it does not grow for ever, and what is kept out of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import pytest
+
+from miniflow import logs
+from miniflow.errors import SettingsError
+
+NAMES = ("", "huey", "uvicorn", "watchfiles")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """What a set-up does to the process is undone."""
+    kept = [(log, log.level, log.handlers[:], log.filters[:]) for log in map(logging.getLogger, NAMES)]
+    yield
+    for log, level, handlers, filters in kept:
+        for handler in log.handlers[:]:
+            if handler not in handlers:
+                log.removeHandler(handler)
+                handler.close()
+        log.setLevel(level)
+        log.handlers[:], log.filters[:] = handlers, filters
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "logs"
+
+
+def text(folder: Path) -> str:
+    return (folder / "app.log").read_text("utf-8")
+
+
+def file_handler() -> RotatingFileHandler:
+    (handler,) = (handler for handler in logging.getLogger().handlers if isinstance(handler, RotatingFileHandler))
+    return handler
+
+
+def test_the_folder_is_made_and_lines_carry_time_level_and_name(folder: Path) -> None:
+    logs.set_up(str(folder / "deep"), "info")
+    logging.getLogger("miniflow.test").info("naïve – %s", "argument")
+
+    line = text(folder / "deep")
+    assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] INFO miniflow\.test: naïve – argument\n", line)
+
+
+def test_a_folder_that_is_there_is_used_and_its_log_goes_on(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "app.log").write_text("yesterday\n")
+    logs.set_up(str(folder), "info")
+    logging.getLogger("miniflow").info("today")
+
+    assert text(folder).startswith("yesterday\n")
+    assert "today" in text(folder)
+
+
+@pytest.mark.parametrize(
+    ("level", "seen"),
+    [("debug", "DIWE"), ("info", "IWE"), ("warning", "WE"), ("error", "E")],
+)
+def test_the_level_says_how_much_is_written(folder: Path, level: str, seen: str) -> None:
+    logs.set_up(str(folder), level)
+    log = logging.getLogger("miniflow.test")
+    for number, letter in [(10, "D"), (20, "I"), (30, "W"), (40, "E")]:
+        log.log(number, letter)
+
+    assert "".join(line[-1] for line in text(folder).splitlines()) == seen
+
+
+def test_the_console_shows_warnings_and_nothing_less(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(str(folder), "debug")
+    logging.getLogger("miniflow").info("all is well")
+    logging.getLogger("miniflow").warning("all is not well")
+
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.endswith("WARNING miniflow: all is not well\n")
+
+
+def test_the_log_is_rotated_at_its_size_and_old_ones_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES_MAX", 1_000)
+    logs.set_up(str(folder), "info")
+    for number in range(200):
+        logging.getLogger("miniflow").info("line %d", number)
+
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["app.log", *(f"app.log.{n}" for n in range(1, logs.FILES_KEPT + 1))]
+    assert all(file.stat().st_size <= 1_000 for file in folder.iterdir())
+    kept = [line for name in sorted(names, reverse=True) for line in (folder / name).read_text().splitlines()]
+    assert [int(line.split()[-1]) for line in kept] == list(range(200 - len(kept), 200)), "no line is lost in between"
+
+
+def test_all_logs_together_have_a_limit(folder: Path) -> None:
+    logs.set_up(str(folder), "info")
+    handler = file_handler()
+
+    assert (handler.maxBytes, handler.backupCount) == (logs.FILE_BYTES_MAX, logs.FILES_KEPT)
+    assert handler.maxBytes * (handler.backupCount + 1) <= 20_000_000
+
+
+# ------------------------------------------------------------------------------------------------- where it cannot be
+
+
+def refusal(folder: Path) -> str:
+    before = logging.getLogger().handlers[:]
+    with pytest.raises(SettingsError) as caught:
+        logs.set_up(str(folder), "info")
+    assert logging.getLogger().handlers == before, "a refusal changes nothing"
+    line = str(caught.value)
+    assert str(folder) in line
+    assert "--log-dir" in line
+    assert "None" not in line
+    assert "\n" not in line
+    return line
+
+
+def test_a_file_in_the_folders_place_is_a_settings_error(folder: Path) -> None:
+    folder.write_text("not a folder")
+    refusal(folder)
+
+
+def test_a_file_on_the_way_to_the_folder_is_a_settings_error(folder: Path) -> None:
+    folder.write_text("not a folder")
+    refusal(folder / "below")
+
+
+def test_a_folder_in_the_logs_place_is_a_settings_error(folder: Path) -> None:
+    (folder / "app.log").mkdir(parents=True)
+    assert "Is a directory" in refusal(folder)
+
+
+def test_a_folder_that_refuses_is_a_settings_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert "Permission denied" in refusal(folder)
+
+
+# --------------------------------------------------------------------------------------------------- what is kept out
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unhandled exception in task %s.",
+        "Task %s raised CancelExecution (aborted, will not be retried).",
+        "Task %s was revoked, not executing",
+        "Task %s timed out after 3s.",
+    ],
+)
+def test_a_tasks_failure_is_not_told_again_by_huey(folder: Path, message: str) -> None:
+    """The job's own history has it, with its traceback."""
+    logs.set_up(str(folder), "debug")
+    logging.getLogger("huey").error(message, "id-1")
+
+    assert text(folder) == ""
+
+
+@pytest.mark.parametrize(
+    "message", ["Unhandled exception calling pre-execute hook %s", "Unable to deserialize %s", "%s did not finish."]
+)
+def test_what_else_huey_complains_of_is_written(folder: Path, message: str) -> None:
+    logs.set_up(str(folder), "info")
+    logging.getLogger("huey").error(message, "it")
+
+    assert message % "it" in text(folder)
+
+
+def test_others_may_say_the_same_words(folder: Path) -> None:
+    logs.set_up(str(folder), "info")
+    logging.getLogger("miniflow").error("Unhandled exception in task %s.", "id-1")
+
+    assert "Unhandled exception in task id-1." in text(folder)
+
+
+@pytest.mark.parametrize("name", ["huey", "huey.consumer", "uvicorn", "uvicorn.error", "watchfiles.main"])
+def test_talkative_libraries_are_heard_from_warnings_on(folder: Path, name: str) -> None:
+    logs.set_up(str(folder), "debug")
+    logging.getLogger(name).info("I am well")
+    logging.getLogger(name).warning("I am not well")
+
+    assert re.findall(r"I am.*", text(folder)) == ["I am not well"]
+
+
+def test_a_message_that_is_no_text_does_no_harm(folder: Path) -> None:
+    logs.set_up(str(folder), "info")
+    logging.getLogger("huey").error(ValueError("odd"))
+
+    assert "odd" in text(folder)
