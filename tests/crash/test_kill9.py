@@ -94,7 +94,11 @@ class Client:
 
     def _send(self, http: httpx.Client, jobs: list[dict[str, Any]]) -> None:
         try:
-            answer = http.post("/api/v1/jobs", json=jobs[0]) if len(jobs) == 1 else http.post("/api/v1/jobs/batch", json=jobs)
+            answer = (
+                http.post("/api/v1/jobs", json=jobs[0])
+                if len(jobs) == 1
+                else http.post("/api/v1/jobs/batch", json=jobs)
+            )
         except httpx.TransportError:
             self._unanswered.append(jobs)
             raise
@@ -144,7 +148,9 @@ def completed(db: Path) -> dict[str, tuple[int, int]]:
         return {job_id: (attempt, at) for job_id, attempt, at in rows}
 
 
-def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = random.Random(SEED)
     pause = threading.Event()  # never set: a wait that can be interrupted
     runs_file = tmp_path / "journal"
@@ -181,12 +187,13 @@ def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(tmp_path: Path
         rows = list(connection.execute("SELECT id, task, state, attempt, crashes FROM jobs"))
     with capsys.disabled():
         again = sum(1 for job_id, task, *_ in rows if task in ("plain", "coroutine") and begins[job_id] > 1)
+        charged = [crashes for *_, crashes in rows if crashes]
         states = Counter(f"{task} {state}" for _, task, state, _, _ in rows)
         print(
-            f"\nseed {SEED}: {ROUNDS} rounds, {len(pids)} starts, {len(acknowledged)} jobs acknowledged, {len(rows)} in the file, "
-            f"{sum(client.sent_again for client in clients)} submits sent again, {sum(begins.values())} runs, {again} jobs without a "
-            f"failure of their own ran more than once, {sum(crashes for *_, crashes in rows)} crashes charged to "
-            f"{sum(1 for *_, crashes in rows if crashes)} jobs (most: {max(crashes for *_, crashes in rows)}); {dict(states)}"
+            f"\nseed {SEED}: {ROUNDS} rounds, {len(pids)} starts, {len(acknowledged)} acknowledged, {len(rows)} in the file,\n"
+            f"{sum(client.sent_again for client in clients)} submits sent again, {sum(begins.values())} runs,\n"
+            f"{again} jobs without a failure of their own ran more than once,\n"
+            f"{sum(charged)} crashes charged to {len(charged)} jobs (most: {max(charged, default=0)})\n{dict(states)}"
         )
 
     assert not [line for client in clients for line in client.trouble]
@@ -206,4 +213,6 @@ def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(tmp_path: Path
         if crashes < 3:
             assert state == ("dead_letter" if task == "hopeless" else "completed"), told
     ended_well = {run.job_id for run in runs if run.what == "end"}
-    assert {job_id for job_id, _, state, *_ in rows if state == "completed"} <= ended_well, "completed without a run to its end"
+    assert {job_id for job_id, _, state, *_ in rows if state == "completed"} <= ended_well, (
+        "completed without a run to its end"
+    )

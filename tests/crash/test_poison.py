@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.api import all_ended, everything_ended, get
@@ -15,7 +16,9 @@ from tests.servers import Server
 pytestmark = pytest.mark.crash
 
 WORKERS = 4
-STARTS_MAX = 4
+RUNS_MAX = 4
+"""Of the poison: one whose mark did not reach the file in time, and three that are counted."""
+STARTS_MAX = RUNS_MAX + 1
 INNOCENT = 120
 
 
@@ -24,11 +27,14 @@ def wait_for_death(server: Server) -> int:
     return server.process.wait(30)
 
 
-def start(server: Server) -> bool:
-    """False if it died before it was ready: the poison was quicker."""
+def survives(server: Server) -> bool:
+    """Start it; False if the poison kills it again, be it before it is ready or later."""
     try:
         server.start()
-    except AssertionError:
+        with server.client() as client:
+            everything_ended(client, 30)
+    except (AssertionError, httpx.TransportError):
+        wait_for_death(server)
         return False
     return True
 
@@ -38,7 +44,9 @@ def start(server: Server) -> bool:
     [("poison", {"how": "exit"}), ("poison", {"how": "kill"}), ("poison", {"how": "abort"}), ("poison_async", {})],
     ids=["exit", "kill", "abort", "async"],
 )
-def test_a_job_that_kills_the_process_is_buried_after_its_third_crash(tmp_path: Path, task: str, payload: dict[str, Any]) -> None:
+def test_a_job_that_kills_the_process_is_buried_after_its_third_crash(
+    tmp_path: Path, task: str, payload: dict[str, Any]
+) -> None:
     runs = tmp_path / "journal"
     kinds = ["plain", "coroutine"]
     jobs: list[dict[str, Any]] = [
@@ -51,15 +59,10 @@ def test_a_job_that_kills_the_process_is_buried_after_its_third_crash(tmp_path: 
         poison = ids[INNOCENT // 2]
         wait_for_death(server)
         starts = 1
-        while starts < STARTS_MAX:
+        while starts < STARTS_MAX and not survives(server):
             starts += 1
-            if start(server) and starts == STARTS_MAX:
-                break
-            wait_for_death(server)
-
         assert server.alive, f"it died {starts} times:\n{server.output()[-2000:]}"
         with server.client() as client:
-            everything_ended(client, 30)
             buried = get(client, poison)
             attempts = client.get(f"/api/v1/jobs/{poison}/attempts").json()["items"]
             innocent = all_ended(client, [job_id for job_id in ids if job_id != poison])
@@ -70,10 +73,9 @@ def test_a_job_that_kills_the_process_is_buried_after_its_third_crash(tmp_path: 
     assert (buried["status"], buried["crashes"]) == ("dead_letter", 3)
     assert buried["last_error"] == "the process ended while this job ran, for the third time"
     assert [(one["outcome"], one["error_type"]) for one in attempts] == [("crashed", "ProcessDied")] * 3
-    assert journal.begins(journal.read(runs))[poison] <= STARTS_MAX
+    assert journal.begins(journal.read(runs))[poison] <= RUNS_MAX
     assert [job["id"] for job in page["items"]] == [poison]
     assert {job["status"] for job in innocent} == {"completed"}
     charged = [job.get("crashes", 0) for job in innocent]
     # With each death went at most those that ran beside it: the other workers, and the other slots.
-    assert sum(charged) <= 3 * (2 * WORKERS - 1), charged
-    assert max(charged) <= 2
+    assert sum(charged) <= RUNS_MAX * (2 * WORKERS - 1), charged

@@ -26,11 +26,16 @@ LONG = ["hold", "deaf", "hold_async"]
 def rows(db: Path) -> dict[str, dict[str, Any]]:
     with closing(read(db)) as connection:
         found = connection.execute("SELECT id, task, state, attempt, crashes, lease, last_error FROM jobs")
-        return {row[0]: dict(zip(("id", "task", "state", "attempt", "crashes", "lease", "last_error"), row, strict=True)) for row in found}
+        return {
+            row[0]: dict(zip(("id", "task", "state", "attempt", "crashes", "lease", "last_error"), row, strict=True))
+            for row in found
+        }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_returns(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_returns(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     runs, gate = tmp_path / "journal", tmp_path / "gate"
     acknowledged: set[str] = set()
     refusals: list[int] = []
@@ -39,7 +44,9 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
         try:
             with server.client() as http:
                 while True:
-                    answer = http.post("/api/v1/jobs/batch", json=[{"task": "plain", "payload": {"journal": str(runs), "ms": 5}}] * 10)
+                    answer = http.post(
+                        "/api/v1/jobs/batch", json=[{"task": "plain", "payload": {"journal": str(runs), "ms": 5}}] * 10
+                    )
                     if answer.status_code == 201:
                         acknowledged.update(answer.json()["ids"])
                     else:
@@ -47,7 +54,10 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
         except httpx.TransportError:  # the server has gone
             return
 
-    with Server(tmp_path, {"journal.py": journal.TASKS}, grace=1, stop_grace=0.5, workers=4) as server, server.client() as client:
+    with (
+        Server(tmp_path, {"journal.py": journal.TASKS}, grace=1, stop_grace=0.5, workers=4) as server,
+        server.client() as client,
+    ):
         long = {submit(client, task, {"journal": str(runs), "gate": str(gate)})["id"] for task in LONG}
         for job_id in long:
             wait_for_status(client, job_id, "running")
@@ -72,7 +82,11 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
         acknowledged_all_there(server.db, acknowledged | long)
         stopped = rows(server.db)
         for job_id in long:
-            assert (stopped[job_id]["state"], stopped[job_id]["attempt"], stopped[job_id]["crashes"]) == ("queued", 0, 0)
+            assert (stopped[job_id]["state"], stopped[job_id]["attempt"], stopped[job_id]["crashes"]) == (
+                "queued",
+                0,
+                0,
+            )
         for job in stopped.values():
             assert job["state"] in ("queued", "completed")
             assert (job["attempt"], job["crashes"]) == ((1, 0) if job["state"] == "completed" else (0, 0)), job
@@ -109,7 +123,7 @@ def test_within_the_grace_running_jobs_end_by_themselves(tmp_path: Path) -> None
 
 
 def test_an_attempt_that_failed_before_stays_counted_and_the_returned_one_is_not(tmp_path: Path) -> None:
-    task = '''
+    task = """
 import pathlib, time
 from miniflow import current_job, task
 
@@ -120,7 +134,7 @@ def second_time_holds(started: str) -> None:
     pathlib.Path(started).touch()
     while True:
         time.sleep(0.01)
-'''
+"""
     started = tmp_path / "started"
     with Server(tmp_path, {"t.py": task}, grace=0.2, stop_grace=0.5) as server, server.client() as client:
         job = submit(client, "second_time_holds", {"started": str(started)})
@@ -157,12 +171,19 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
 def test_clients_that_wait_for_a_job_do_not_hold_up_the_stop(tmp_path: Path) -> None:
     runs, gate = tmp_path / "journal", tmp_path / "gate"
     answers: list[Any] = []
-    with Server(tmp_path, {"journal.py": journal.TASKS}, grace=0.5, stop_grace=0.5) as server, server.client() as client:
+    with (
+        Server(tmp_path, {"journal.py": journal.TASKS}, grace=0.5, stop_grace=0.5) as server,
+        server.client() as client,
+    ):
         job = submit(client, "hold", {"journal": str(runs), "gate": str(gate)})
 
         def wait_long() -> None:
             try:
-                answers.append(httpx.get(f"{server.url}/api/v1/jobs/{job['id']}?wait=60", timeout=70, trust_env=False).json()["status"])
+                answers.append(
+                    httpx.get(f"{server.url}/api/v1/jobs/{job['id']}?wait=60", timeout=70, trust_env=False).json()[
+                        "status"
+                    ]
+                )
             except httpx.TransportError as exc:
                 answers.append(exc)
 

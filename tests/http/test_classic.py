@@ -188,7 +188,8 @@ def test_job_status_of_a_finished_job_has_all_keys_of_both_seeds(client: httpx.C
     body = client.get(f"/job-status/{job_id}").json()
 
     assert body.keys() >= {
-        "job_id", "status", "meta", "enqueued_at", "started_at", "ended_at", "result", "exc_info", "id", "created_at", "updated_at",
+        "job_id", "status", "meta", "enqueued_at", "started_at", "ended_at", "result", "exc_info", "id",
+        "created_at", "updated_at",
     }  # fmt: skip
     assert body["status"] == "finished"
     assert body["result"] == 3

@@ -46,13 +46,15 @@ def test_another_name_is_turned_away(client: httpx.Client, host: str | bytes, me
 
 
 def test_a_further_name_can_be_allowed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with Server(
-        tmp_path_factory.mktemp("allowed"), {"sample.py": TASKS}, allowed_hosts="Jobs.example, other.example"
-    ) as server:
-        with server.client() as client:
-            assert client.get("/health", headers={"Host": "jobs.example:80"}).status_code == 200
-            assert client.get("/health", headers={"Host": "other.example"}).status_code == 200
-            assert_problem(client.get("/health", headers={"Host": "third.example"}), 421)
+    with (
+        Server(
+            tmp_path_factory.mktemp("allowed"), {"sample.py": TASKS}, allowed_hosts="Jobs.example, other.example"
+        ) as server,
+        server.client() as client,
+    ):
+        assert client.get("/health", headers={"Host": "jobs.example:80"}).status_code == 200
+        assert client.get("/health", headers={"Host": "other.example"}).status_code == 200
+        assert_problem(client.get("/health", headers={"Host": "third.example"}), 421)
 
 
 # -------------------------------------------------------------------------------------------------------------- the page

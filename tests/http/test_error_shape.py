@@ -1,7 +1,8 @@
 """Whatever is sent, the answer is an error in its one shape that names the fault, and the server goes on.
 
-Under ``/api/`` an error is ``application/problem+json`` (RFC 9457) with ``title``, ``status``, ``detail``, ``code``, ``request_id``
-and, where a part of the request is at fault, ``field``. On the classic routes it is ``{"detail": …}``. Each carries X-Request-ID.
+Under ``/api/`` an error is ``application/problem+json`` (RFC 9457) with ``title``, ``status``, ``detail``, ``code``,
+``request_id`` and, where a part of the request is at fault, ``field``. On the classic routes it is ``{"detail": …}``. Each
+carries X-Request-ID.
 """
 
 from __future__ import annotations

@@ -541,7 +541,8 @@ def test_a_list_leaves_long_payloads_out(client: httpx.Client) -> None:
     [
         ("completed", {"good"}), ("finished", {"good"}), ("dead_letter", {"bad"}), ("failed", {"bad"}),
         ("scheduled", {"later"}), ("retrying", {"again"}), ("waiting", {"later", "again"}),
-        ("cancelled", {"never"}), ("canceled", {"never"}), ("running", {"held"}), ("in_progress", {"held"}), ("started", {"held"}),
+        ("cancelled", {"never"}), ("canceled", {"never"}), ("running", {"held"}), ("in_progress", {"held"}),
+        ("started", {"held"}),
         ("completed,dead_letter", {"good", "bad"}), ("finished, failed,failed", {"good", "bad"}), ("deferred", set()),
         ("queued", set()), ("pending", set()), ("expired", set()),
     ],

@@ -1,6 +1,6 @@
 """The commands that the texts MiniFlow grew out of print, as they print them, against the sample tasks.
 
-Each command is the seed's own line, run by curl; only the port is another. The SQL runs in another process, as in a sqlite3 shell.
+Each command is the seed's own line, run by curl; only the port is another. The SQL runs in another process, as in a shell.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def test_the_mini_workflow_engines_errors(seeded: Server) -> None:
 
     slow = run(
         seeded,
-        """curl -X POST http://localhost:8000/submit -H "Content-Type: application/json" -d '{"task":"heavy_compute","payload":{}}'""",
+        'curl -X POST http://localhost:8000/submit -H "Content-Type: application/json" '
+        """-d '{"task":"heavy_compute","payload":{}}'""",
     )
     early = run(seeded, f"curl http://localhost:8000/result/{slow.body['job_id']}")
     assert early.status == 404
