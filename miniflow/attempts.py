@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from miniflow.errors import JobInterrupted
 
 
@@ -37,6 +39,9 @@ class Claimed(NamedTuple):
     tags: str | None
     meta: str | None
     lease: int
+
+
+decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode
 
 
 class Attempt:

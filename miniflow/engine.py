@@ -109,7 +109,10 @@ class Engine:
 
         def first(tx: Transaction) -> None:
             self.jobs.timers.remember_clock(tx, boot_id())
-            self.recovered, self.jobs.suspects = recover(tx)
+            self.recovered, suspects = recover(tx)
+            self.jobs.suspects = suspects.leased
+            if self.settings.workers:
+                self.jobs.quarantine.put(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
             self.jobs.timers.look(tx)
 
         self.writer.run_now(first)
@@ -119,7 +122,7 @@ class Engine:
         if self.settings.workers:
             self.async_lane.start()
             self.consumer.start()
-            self.jobs.claiming = True
+            self.jobs.claiming = self.jobs.quarantine.open = True
             self.writer.nudge()
         self.supervisor.start()
 
@@ -213,6 +216,9 @@ class Engine:
 
     def _begin_async(self, claimed: Claimed) -> Attempt:
         return self.begin(claimed, f"{self.prefix}-async")
+
+    def _serves(self, queue: str) -> bool:
+        return "*" in self.settings.queue_order or queue in self.settings.queue_order
 
     def _lane_of(self, task: str) -> str:
         spec = self.registry.find(task)

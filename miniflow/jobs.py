@@ -18,10 +18,8 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
-
 from miniflow import statements as sql
-from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.attempts import Attempt, Claimed, Running, decode_claimed
 from miniflow.clock import Clock
 from miniflow.errors import (
     JobCancelled,
@@ -32,6 +30,7 @@ from miniflow.errors import (
 from miniflow.model import Ending
 from miniflow.notices import Notices
 from miniflow.operations import Operation
+from miniflow.quarantine import Quarantine
 from miniflow.readahead import ReadAhead
 from miniflow.states import TERMINAL, State
 from miniflow.submitting import Submitting
@@ -79,6 +78,8 @@ class Jobs:
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
+        self.quarantine = Quarantine(writer, readahead, clock)
+        writer.every_group(self._bring_forward, due_in_s=self.quarantine.due_in_s)
         writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
         writer.may_linger = lambda: len(readahead) > 0 and readahead.room() == 0
         readahead.on_room = writer.nudge
@@ -123,6 +124,11 @@ class Jobs:
         if rows:
             tx.on_commit(lambda: self.readahead.push(rows))
 
+    def _bring_forward(self, tx: Transaction) -> None:
+        rows = self.quarantine.bring_forward(tx, next(self._leases)) if self.quarantine.open else []
+        if rows:
+            tx.on_commit(lambda: self.readahead.push(rows))
+
     def _ranks(self, tx: Transaction) -> list[list[str]]:
         """The queues that have rows, in the order of service: each named one alone, those of ``*`` together."""
         with_rows = {queue for queue, n in self.writer.counters.get(State.QUEUED, {}).items() if n > 0}
@@ -136,7 +142,7 @@ class Jobs:
 
     def give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
         """Return what is held and ``unwanted`` to the queue; how many rows."""
-        rows = self.readahead.take_back(unwanted)
+        rows = self.readahead.take_back(lambda row: unwanted(row) and row.seq != self.quarantine.current)
         if rows:
             tx.on_rollback(lambda: self.readahead.push(rows))
             self.readahead.more = True
@@ -153,6 +159,7 @@ class Jobs:
         leased when the last process died.
         """
         self._marks[attempt.claimed.seq] = attempt
+        self.quarantine.began(attempt.claimed.seq)
         if unproven or attempt.claimed.seq in self.suspects:
             self.suspects.discard(attempt.claimed.seq)
             self.writer.call("verb", lambda _: None, keep=True)  # marks are written before verbs
@@ -218,6 +225,10 @@ class Jobs:
             )
             return
         self._count_ends(tx, [op.argument for op in ops])
+        if self.quarantine.current is not None:
+            current = self.quarantine.current
+            if any(op.argument.attempt.claimed.seq == current for op in ops):
+                tx.on_commit(lambda: self.quarantine.ended(current))
         failed = [op.argument for op in ops if op.argument.outcome is not None]
         if failed:
             history = [
@@ -287,10 +298,12 @@ class Jobs:
             if state in TERMINAL:
                 raise TransitionRefused(job_id, "cancel", state)
             held = self.readahead.discard(seq) if lease is not None else None
+            aside = self.quarantine.holds(seq)
             if held is not None:
                 tx.on_rollback(lambda: self.readahead.push([held]))
-            if lease is not None and held is None:
+            if lease is not None and held is None and not aside:
                 return self._cancel_running(tx, seq)
+            tx.on_commit(lambda: self.quarantine.ended(seq))
             tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
@@ -361,6 +374,7 @@ class Jobs:
 
     def give_back_all(self, tx: Transaction) -> int:
         """At stop: what was claimed ahead goes back to the queue; returns how many rows."""
+        self.quarantine.release_all(tx)
         return self.give_back(tx, lambda _: True)
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
@@ -399,6 +413,3 @@ def _find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:
         raise NotFound("job", job_id)
     seq, state, queue, _, lease, _ = rows[0]
     return seq, State(state), queue, lease
-
-
-decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode

@@ -25,8 +25,16 @@ class Recovered(NamedTuple):
     buried: int
 
 
-def recover(tx: Transaction) -> tuple[Recovered, set[int]]:
-    """Void all leases; to be run before anything is claimed. Returns the counts, and the rows that may have been the cause."""
+class Suspects(NamedTuple):
+    """Rows that may have been the cause: all that were leased, and of those the ones with a crash on them, oldest first."""
+
+    leased: set[int]
+    crashed: list[tuple[int, str]]
+    """(row, queue)"""
+
+
+def recover(tx: Transaction) -> tuple[Recovered, Suspects]:
+    """Void all leases; to be run before anything is claimed."""
     left = tx.run(sql.LEFT_BEHIND)
     begun = [row for row in left if row[1] == State.RUNNING]
     stopped = [row for row in begun if row[8] is not None]
@@ -38,7 +46,9 @@ def recover(tx: Transaction) -> tuple[Recovered, set[int]]:
     _move(tx, buried, sql.BURY_CRASHED, State.DEAD_LETTER, BURIED)
     ended = {row[0] for row in (*stopped, *buried)}
     counts = Recovered(len(left) - len(begun), len(again), len(buried) + len(stopped))
-    return counts, {row[0] for row in left} - ended
+    alive = [row for row in left if row[0] not in ended]
+    crashed = [(row[0], row[2]) for row in alive if row[1] == State.RUNNING or row[5] > 0]
+    return counts, Suspects({row[0] for row in alive}, crashed)
 
 
 def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:

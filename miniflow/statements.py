@@ -201,7 +201,7 @@ SELECT seq FROM jobs WHERE state = 'dead_letter' AND seq > ?1 AND task = ?3 ORDE
 
 LEFT_BEHIND = """
 SELECT seq, state, queue, task, attempt, crashes, worker_id, started_at, cancel_requested_at
-FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL
+FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL ORDER BY seq
 """
 
 RECOVER_UNBEGUN = "UPDATE jobs SET lease = NULL WHERE lease IS NOT NULL AND state = 'queued'"
@@ -221,6 +221,12 @@ CANCEL_CRASHED = """
 UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
+
+# Rows that wait in quarantine: queued, under a lease that no claim looks at.
+PUT_ASIDE_IF_FREE = """
+UPDATE jobs NOT INDEXED SET lease = ?1 WHERE seq IN (SELECT value FROM json_each(?2)) AND state = 'queued' AND lease IS NULL
+"""
+CLAIM_IF_ASIDE = "UPDATE jobs NOT INDEXED SET lease = ?1 WHERE seq = ?2 AND lease = ?3 AND state = 'queued'"
 
 # ------------------------------------------------------------------------------------------------------------- counters
 

@@ -309,11 +309,15 @@ class Writer:
             self._connection.execute("COMMIT")
         except apsw.FullError:
             self._roll_back(transaction)
-            self._postpone(batch, StoreFull("the disk is full; nothing accepted is lost, free some space and try again"))
+            self._postpone(
+                batch, StoreFull("the disk is full; nothing accepted is lost, free some space and try again")
+            )
             return
         except apsw.BusyError:  # the only other writer there can be is a person with a shell
             self._roll_back(transaction)
-            self._postpone(batch, StoreLocked("another program holds a write lock on the database (a sqlite3 shell?); try again"))
+            self._postpone(
+                batch, StoreLocked("another program holds a write lock on the database (a sqlite3 shell?); try again")
+            )
             return
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as exc:
             _die(f"the database cannot be written any more: {type(exc).__name__}: {exc}", exc)

@@ -1642,7 +1642,7 @@ def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(
     """A sqlite3 shell in a transaction: whoever can wait is told, what a worker has to say is kept until the lock is gone."""
     gate = engines.gate()
     engine = engines([holding(gate), noop], workers=1)
-    engine.database.connection.set_busy_timeout(20)
+    verb(engine, lambda tx: tx.connection.set_busy_timeout(20))
     monkeypatch.setattr("miniflow.writer.POSTPONED_S", 0.05)
     job_id = submit(engine, "hold")
     gate.wait_for_arrival()
@@ -1657,4 +1657,63 @@ def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(
 
     wait_for_state(engines.path, job_id, State.COMPLETED)
     engines.stop(engine)
+    check_invariants(engines.path, stopped=True)
+
+
+def test_after_a_crash_what_ran_then_begins_one_at_a_time(engines: Engines) -> None:
+    """Begun together again, the innocent would be charged and buried together with the job that kills the process."""
+    gates = engines.gate()
+    engine = engines([holding(gates), noop], workers=4)
+    ids = [submit(engine, "hold") for _ in range(4)]
+    for job_id in ids:
+        wait_for_state(engines.path, job_id, State.RUNNING)
+    engines.crash(engine)
+
+    engine = engines([holding(gates), noop], workers=4)
+    other = submit(engine, "noop")
+    wait_for_state(engines.path, other, State.COMPLETED)
+    wait_for_state(engines.path, ids[0], State.RUNNING)
+    states = [row(engines.path, job_id).state for job_id in ids]
+    assert states == [State.RUNNING, State.QUEUED, State.QUEUED, State.QUEUED]
+    assert cancel(engine, ids[3]) == State.CANCELLED
+    gates.open()
+
+    for job_id in ids[:3]:
+        assert wait_for_state(engines.path, job_id, State.COMPLETED).crashes == 1
+    engines.stop(engine)
+    check_invariants(engines.path, stopped=True)
+
+
+def test_a_job_that_runs_long_without_harm_holds_nobody_up(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miniflow.quarantine.ISOLATION_S", 0.05)
+    gate = engines.gate()
+    engine = engines([holding(gate)], workers=2)
+    ids = [submit(engine, "hold") for _ in range(2)]
+    for job_id in ids:
+        wait_for_state(engines.path, job_id, State.RUNNING)
+    engines.crash(engine)
+
+    engines([holding(gate)], workers=2)
+    for job_id in ids:
+        wait_for_state(engines.path, job_id, State.RUNNING)
+    gate.open()
+    wait_for_ends(engines.path)
+
+
+def test_what_waits_in_quarantine_goes_back_to_the_queue_at_a_stop(engines: Engines) -> None:
+    gate = engines.gate()
+    engine = engines([holding(gate)], workers=2)
+    ids = [submit(engine, "hold") for _ in range(2)]
+    for job_id in ids:
+        wait_for_state(engines.path, job_id, State.RUNNING)
+    engines.crash(engine)
+    engine = engines([holding(gate)], workers=2)
+    wait_for_state(engines.path, ids[0], State.RUNNING)
+
+    assert engines.stop(engine, grace_s=0) == 1
+    assert [(row(engines.path, job_id).state, row(engines.path, job_id).lease) for job_id in ids] == [
+        (State.QUEUED, None),
+        (State.QUEUED, None),
+    ]
+    gate.open()
     check_invariants(engines.path, stopped=True)

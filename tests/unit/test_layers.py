@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "states", "clock", "ids", "retry"),
     ("settings", "statements", "guard", "payload", "context"),
     ("registry", "basejob", "loader", "db", "migrations"),
-    ("attempts", "readahead", "model", "notices", "operations", "writer", "readers"),
+    ("attempts", "readahead", "model", "notices", "operations", "writer", "quarantine", "readers"),
     ("jobs", "submitting", "timers", "recovery", "intake", "queries"),
     ("outcome", "executors", "web"),
     ("huey_storage", "huey_serializer", "huey_execution", "huey_adapter", "huey_consumer"),
