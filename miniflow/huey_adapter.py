@@ -254,7 +254,7 @@ class JobsHuey(Huey):
             cls = self._task_class(claimed.task)
             args, kwargs = cls.spec.binding.arguments(claimed.payload)
         except Exception as exc:  # the task is gone, or its signature no longer fits: a person must look at it
-            self._refuse(attempt, exc)
+            self.refuse(attempt, exc)
             return
         run = Execution(attempt, cls.spec, services)
         if cls.spec.native and self._nobody_listens() and (claimed.expires_at is None or claimed.attempt):
@@ -288,7 +288,8 @@ class JobsHuey(Huey):
             _execution.reset(token)
             run.conclude()
 
-    def _refuse(self, attempt: Attempt, exc: Exception) -> None:
+    def refuse(self, attempt: Attempt, exc: BaseException) -> None:
+        """End an attempt that could not be run at all as a dead letter, unless it has ended already."""
         assert self._services is not None
         if attempt.finish():
             ending = outcome.failure(

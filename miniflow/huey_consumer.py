@@ -42,7 +42,11 @@ class JobWorker(Worker):
         if attempt is None:
             return
         self.current = attempt
-        self.huey.run_attempt(attempt)
+        try:
+            self.huey.run_attempt(attempt)
+        except BaseException as exc:  # this thread ends and is replaced: its job must not stay leased
+            self.huey.refuse(attempt, exc)
+            raise
         self.current = None
         self.task_count += 1
         if self.abandoned:

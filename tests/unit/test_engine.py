@@ -1717,3 +1717,24 @@ def test_what_waits_in_quarantine_goes_back_to_the_queue_at_a_stop(engines: Engi
     ]
     gate.open()
     check_invariants(engines.path, stopped=True)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_is_not_forgotten(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines(noop, workers=1)
+    run_attempt = engine.huey.run_attempt
+
+    def die_once(attempt: Any) -> None:
+        monkeypatch.setattr(engine.huey, "run_attempt", run_attempt)
+        raise KeyboardInterrupt("out of the blue")
+
+    monkeypatch.setattr(engine.huey, "run_attempt", die_once)
+    ((_, thread),) = engine.consumer.worker_threads
+    lost = submit(engine, "noop")
+    thread.join(5)
+    after = submit(engine, "noop")
+    engine.supervisor.tick(engine.clock.boot_ms() + 60_000)  # time for its look at the workers' health
+
+    assert wait_for_state(engines.path, lost, State.DEAD_LETTER).last_error == "out of the blue"
+    wait_for_state(engines.path, after, State.COMPLETED)
