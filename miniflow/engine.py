@@ -207,10 +207,9 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------------- running
 
     def begin(self, claimed: Claimed, worker_id: str) -> Attempt:
-        boot_ms = self.clock.boot_ms()
-        attempt = Attempt(claimed, worker_id, boot_ms + self.jobs.timers.offset_ms)
+        attempt = Attempt(claimed, worker_id, self.clock.now_ms())
         if claimed.timeout_ms:
-            attempt.deadline_boot_ms = boot_ms + claimed.timeout_ms
+            attempt.deadline_boot_ms = self.clock.boot_ms() + claimed.timeout_ms
         self.running.add(attempt)
         return attempt
 
