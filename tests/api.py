@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +122,9 @@ def all_ended(client: httpx.Client, job_ids: Iterable[str], timeout_s: float = 3
     return [end_of(client, job_id, timeout_s) for job_id in job_ids]
 
 
-def everything_ended(client: httpx.Client, timeout_s: float = 60) -> None:
-    """Nothing waits and nothing runs any more."""
+def everything_ended(client: httpx.Client, timeout_s: float = 60, *, stalled_s: float | None = None) -> None:
+    """Nothing waits and nothing runs any more. With ``stalled_s`` it may take as long as it needs (how many jobs there are is up
+    to the machine), but not that long without one of them ending."""
 
     def left() -> int:
         answer = client.get("/api/v1/jobs", params={"status": "waiting,running", "limit": 1})
@@ -129,6 +132,11 @@ def everything_ended(client: httpx.Client, timeout_s: float = 60) -> None:
         total: int = answer.json()["total"]
         return total
 
+    before = left()
+    while stalled_s is not None and before:
+        before = wait_until(
+            left, stalled_s, "another job to end (how many have not)", until=partial(operator.gt, before)
+        )
     wait_until(left, timeout_s, "all jobs to end (how many have not)", until=lambda n: n == 0)
 
 

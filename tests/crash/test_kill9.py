@@ -177,7 +177,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(
         server.start()
         pids.append(server.pid)
         with server.client() as http:
-            everything_ended(http, 120)
+            everything_ended(http, stalled_s=30)
         assert server.terminate() == 0, server.output()
 
     acknowledged = set().union(*(client.acknowledged for client in clients))
