@@ -19,7 +19,7 @@ import apsw
 import filelock
 import psutil
 
-from miniflow import guard, migrations
+from miniflow import guard, migrations, statements
 from miniflow.errors import StoreBusy, StoreError
 
 SQLITE_OLDEST = (3, 51, 3)
@@ -212,7 +212,7 @@ def _holder(real: str) -> str:
     try:
         reader = open_reader(real)
         try:
-            rows = reader.execute("SELECT value FROM meta WHERE key = 'process'").fetchall()
+            rows = reader.execute(statements.META_GET, ("process",)).fetchall()
         finally:
             reader.close()
     except apsw.Error:

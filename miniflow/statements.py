@@ -303,5 +303,4 @@ WHERE j.id = ?1 AND l.id > ?2 AND l.level = ?4 ORDER BY l.id LIMIT ?3
 """
 META_GET = "SELECT value FROM meta WHERE key = ?1"
 META_PUT = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)"
-META_DELETE = "DELETE FROM meta WHERE key = ?1"
 TRANSITIONS = "SELECT from_state, to_state, needs_lease FROM transitions ORDER BY from_state, to_state"
