@@ -39,6 +39,8 @@ class Claimed(NamedTuple):
     tags: str | None
     meta: str | None
     lease: int
+    created_at: int
+    ready_at: int  # when it became queued: what comes after is waiting for a worker
 
 
 decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode

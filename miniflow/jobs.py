@@ -181,7 +181,7 @@ class Jobs:
         tx.on_rollback(lambda: self._marks.update({seq: a for seq, a in attempts.items() if not a.finished}))
         rows = [(seq, a.claimed.lease, a.started_at, a.worker_id) for seq, a in attempts.items()]
         begun = list(attempts.values())
-        if tx.change(sql.BEGIN_IF_LEASED, json_text(rows)) < len(rows):
+        if tx.change(sql.BEGIN_IF_LEASED, json_text(rows), tx.number) < len(rows):
             holding = {seq for (seq,) in tx.run(sql.HOLDING, json_text([row[:2] for row in rows]))}
             begun = [attempt for seq, attempt in attempts.items() if seq in holding]
         for attempt in begun:
@@ -216,7 +216,7 @@ class Jobs:
                     e.max_retries,
                 )
             )
-        if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms) < len(rows):
+        if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms, tx.number) < len(rows):
             if len(ops) > 1:
                 raise Singly
             attempt = ops[0].argument.attempt
@@ -273,7 +273,7 @@ class Jobs:
 
     def _write_progress(self, tx: Transaction, ops: list[Operation]) -> None:
         latest = {op.argument[0]: op.argument for op in ops}
-        tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms)
+        tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms, tx.number)
 
     # ------------------------------------------------------------------------------------- verbs of people and programs
 
@@ -304,7 +304,7 @@ class Jobs:
             if lease is not None and held is None and not aside:
                 return self._cancel_running(tx, seq)
             tx.on_commit(lambda: self.quarantine.ended(seq))
-            tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms)
+            tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms, tx.number)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
             self.publish(tx, lambda: [job_id])
@@ -313,7 +313,7 @@ class Jobs:
         return verb
 
     def _cancel_running(self, tx: Transaction, seq: int) -> State:
-        tx.run(sql.REQUEST_CANCEL_IF_LEASED, seq, tx.now_ms)
+        tx.run(sql.REQUEST_CANCEL_IF_LEASED, seq, tx.now_ms, tx.number)
 
         def ask() -> None:
             attempt = self.running.find(seq)
@@ -331,7 +331,7 @@ class Jobs:
             if state is State.DEAD_LETTER:
                 self._replay(tx, [seq])
             elif state is State.RETRYING:
-                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self.turn(tx), tx.now_ms)
+                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self.turn(tx), tx.now_ms, tx.number)
                 tx.count(State.RETRYING, queue, -1)
                 tx.count(State.QUEUED, queue)
                 self.ready(tx, queue, priority)
@@ -363,7 +363,7 @@ class Jobs:
         return verb
 
     def _replay(self, tx: Transaction, seqs: list[int]) -> int:
-        rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self.turn(tx), tx.now_ms) if seqs else []
+        rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self.turn(tx), tx.now_ms, tx.number) if seqs else []
         for _, queue, priority, _ in rows:
             tx.count(State.DEAD_LETTER, queue, -1)
             tx.count(State.QUEUED, queue)
@@ -387,6 +387,7 @@ class Jobs:
                 sql.RELEASE_IF_LEASED,
                 json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts]),
                 tx.now_ms,
+                tx.number,
             )
             for a in attempts:
                 if a.marked:

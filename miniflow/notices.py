@@ -1,7 +1,7 @@
-"""Who wants to hear that a job has ended.
+"""Who wants to hear that a job has ended, or that any has changed.
 
-The writer publishes the ids of jobs that a commit has ended, after that commit; whoever waits for one of them is called from
-the writer's thread and must be quick. Nothing is published that is not in the file.
+The writer publishes after the commit: the ids of jobs that it has ended, and that something has changed at all. Whoever listens
+is called from the writer's thread and must be quick. Nothing is published that is not in the file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,30 @@ import threading
 from collections.abc import Callable, Iterable
 
 Listener = Callable[[str], None]
+
+
+class Changes:
+    """Tells that jobs have changed; which ones, the file says (``jobs.changed``)."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Callable[[], None], ...] = ()  # replaced, never changed: read without a lock
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Changes [{len(self._listeners)} listeners]>"
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener()`` after each commit that changed a job, until ``forget``."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one != listener)
+
+    def publish(self) -> None:
+        for listener in self._listeners:
+            listener()
 
 
 class Notices:

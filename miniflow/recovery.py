@@ -54,7 +54,7 @@ def recover(tx: Transaction) -> tuple[Recovered, Suspects]:
 def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:
     if not rows:
         return
-    tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words)
+    tx.run(statement, json_text([row[0] for row in rows]), tx.now_ms, words, tx.number)
     history = [
         (seq, n, "crashed", worker, at, "ProcessDied", words, None) for seq, _, _, _, n, _, worker, at, _ in rows
     ]

@@ -17,10 +17,10 @@ from __future__ import annotations
 #         options, tags, meta, description, idempotency_key, fingerprint]; what is left off at the end is NULL.
 INSERT_JOBS = """
 INSERT INTO jobs (id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, relative, expires_at, request_id,
-                  options, tags, meta, description, idempotency_key, fingerprint, turn, created_at, updated_at)
+                  options, tags, meta, description, idempotency_key, fingerprint, turn, created_at, updated_at, changed)
 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
        coalesce(value ->> 9, 0), value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15,
-       value ->> 16, value ->> 17, ?2, ?3, ?3
+       value ->> 16, value ->> 17, ?2, ?3, ?3, ?4
 FROM json_each(?1)
 """
 
@@ -55,14 +55,14 @@ UPDATE jobs SET lease = ?1 WHERE seq IN (
 # The fields of attempts.Claimed, in order.
 CLAIMED_BY_LEASE = """
 SELECT json_group_array(json_array(seq, id, task, queue, priority, turn, payload, attempt, crashes, max_retries, timeout_ms,
-                                   expires_at, options, request_id, tags, meta, lease))
+                                   expires_at, options, request_id, tags, meta, lease, created_at, updated_at))
 FROM jobs INDEXED BY jobs_leased WHERE lease = ?1
 """
 
 # A mark: [seq, lease, started_at, worker_id]
 BEGIN_IF_LEASED = """
 UPDATE jobs NOT INDEXED SET state = 'running', attempt = attempt + 1, started_at = m.value ->> 2, updated_at = m.value ->> 2,
-                worker_id = m.value ->> 3, progress = NULL
+                worker_id = m.value ->> 3, progress = NULL, changed = ?2
 FROM json_each(?1) m
 WHERE jobs.seq = m.value ->> 0 AND jobs.lease = m.value ->> 1 AND jobs.state = 'queued'
 """
@@ -82,6 +82,7 @@ UPDATE jobs NOT INDEXED SET
   max_retries = coalesce(e.value ->> 9, max_retries),
   completed_at = CASE WHEN e.value ->> 2 = 'retrying' THEN NULL ELSE ?2 END,
   updated_at = ?2,
+  changed = ?3,
   lease = NULL
 FROM json_each(?1) e
 WHERE jobs.seq = e.value ->> 0 AND jobs.lease = e.value ->> 1 AND jobs.state IN ('queued', 'running')
@@ -106,13 +107,14 @@ UPDATE jobs NOT INDEXED SET lease = NULL WHERE seq IN (SELECT value FROM json_ea
 
 # Back to the queue from the middle of a run, the attempt not counted (the server stops). A row: [seq, lease, begun]
 RELEASE_IF_LEASED = """
-UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, attempt = attempt - (r.value ->> 2), updated_at = ?2, progress = NULL
+UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, attempt = attempt - (r.value ->> 2), updated_at = ?2, changed = ?3,
+                progress = NULL
 FROM json_each(?1) r
 WHERE jobs.seq = r.value ->> 0 AND jobs.lease = r.value ->> 1 AND jobs.state IN ('queued', 'running')
 """
 
 SET_PROGRESS_IF_RUNNING = """
-UPDATE jobs NOT INDEXED SET progress = p.value ->> 2, updated_at = ?2
+UPDATE jobs NOT INDEXED SET progress = p.value ->> 2, updated_at = ?2, changed = ?3
 FROM json_each(?1) p
 WHERE jobs.seq = p.value ->> 0 AND jobs.lease = p.value ->> 1
 """
@@ -126,7 +128,7 @@ SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json
 # -------------------------------------------------------------------------------------------------------------- the clock
 
 PROMOTE_DUE = """
-UPDATE jobs SET state = 'queued', turn = ?2, updated_at = ?1, run_at = CASE state WHEN 'scheduled' THEN run_at ELSE NULL END
+UPDATE jobs SET state = 'queued', turn = ?2, updated_at = ?1, changed = ?4, run_at = CASE state WHEN 'scheduled' THEN run_at ELSE NULL END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_due
               WHERE state IN ('scheduled', 'retrying') AND run_at <= ?1 ORDER BY run_at LIMIT ?3)
 RETURNING seq, queue, priority, run_at IS NULL, CASE attempt WHEN 0 THEN expires_at END
@@ -135,7 +137,7 @@ RETURNING seq, queue, priority, run_at IS NULL, CASE attempt WHEN 0 THEN expires
 NEXT_DUE = "SELECT min(run_at) FROM jobs INDEXED BY jobs_due WHERE state IN ('scheduled', 'retrying')"
 
 EXPIRE_QUEUED = """
-UPDATE jobs SET state = 'expired', completed_at = ?1, updated_at = ?1, last_error = 'not begun within its ttl'
+UPDATE jobs SET state = 'expired', completed_at = ?1, updated_at = ?1, changed = ?3, last_error = 'not begun within its ttl'
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_expiring
               WHERE expires_at <= ?1 AND expires_at IS NOT NULL AND state = 'queued' AND attempt = 0 AND lease IS NULL
               ORDER BY expires_at LIMIT ?2)
@@ -149,12 +151,12 @@ WHERE expires_at IS NOT NULL AND state = 'queued' AND attempt = 0
 
 # The clock was set by ?1 ms: waits that were counted from a moment go on as long as they were meant to.
 SHIFT_RELATIVE_WAITS = """
-UPDATE jobs INDEXED BY jobs_due SET run_at = run_at + ?1, expires_at = expires_at + ?1
+UPDATE jobs INDEXED BY jobs_due SET run_at = run_at + ?1, expires_at = expires_at + ?1, changed = ?2
 WHERE relative = 1 AND state IN ('scheduled', 'retrying')
 """
 
 SHIFT_EXPIRIES = """
-UPDATE jobs INDEXED BY jobs_expiring SET expires_at = expires_at + ?1
+UPDATE jobs INDEXED BY jobs_expiring SET expires_at = expires_at + ?1, changed = ?2
 WHERE expires_at IS NOT NULL AND state = 'queued' AND attempt = 0
 """
 
@@ -165,26 +167,27 @@ META_OF_CLOCK = "SELECT key, value FROM meta WHERE key IN ('boot_id', 'clock_off
 STATE_BY_ID = "SELECT seq, state, queue, task, lease, cancel_requested_at FROM jobs WHERE id = ?1"
 
 CANCEL_IF_WAITING = """
-UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, cancel_requested_at = ?2
+UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, changed = ?3,
+                cancel_requested_at = ?2
 WHERE seq = ?1 AND state IN ('pending', 'scheduled', 'queued', 'retrying')
 RETURNING seq
 """
 
 REQUEST_CANCEL_IF_LEASED = """
-UPDATE jobs NOT INDEXED SET cancel_requested_at = coalesce(cancel_requested_at, ?2), updated_at = ?2
+UPDATE jobs NOT INDEXED SET cancel_requested_at = coalesce(cancel_requested_at, ?2), updated_at = ?2, changed = ?3
 WHERE seq = ?1 AND lease IS NOT NULL
 """
 
 # Counts start anew; the history of attempts stays, under the numbers it had.
 REPLAY_IF_DEAD = """
-UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
+UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
                 expires_at = NULL, attempt = 0, crashes = 0, progress = NULL
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter'
 RETURNING seq, queue, priority, id
 """
 
 RUN_NOW_IF_RETRYING = """
-UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, run_at = NULL
+UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, run_at = NULL
 WHERE seq = ?1 AND state = 'retrying'
 RETURNING seq, queue, priority
 """
@@ -207,18 +210,18 @@ FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL ORDER BY seq
 RECOVER_UNBEGUN = "UPDATE jobs SET lease = NULL WHERE lease IS NOT NULL AND state = 'queued'"
 
 RECOVER_CRASHED = """
-UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, crashes = crashes + 1, updated_at = ?2, progress = NULL, last_error = ?3
+UPDATE jobs NOT INDEXED SET state = 'queued', lease = NULL, crashes = crashes + 1, updated_at = ?2, changed = ?4, progress = NULL, last_error = ?3
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 
 BURY_CRASHED = """
-UPDATE jobs NOT INDEXED SET state = 'dead_letter', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
+UPDATE jobs NOT INDEXED SET state = 'dead_letter', lease = NULL, crashes = crashes + 1, updated_at = ?2, changed = ?4, completed_at = ?2, last_error = ?3
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 
 # Asked to stop, and the process died first: it has stopped.
 CANCEL_CRASHED = """
-UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, crashes = crashes + 1, updated_at = ?2, completed_at = ?2, last_error = ?3
+UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, crashes = crashes + 1, updated_at = ?2, changed = ?4, completed_at = ?2, last_error = ?3
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 """
 

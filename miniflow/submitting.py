@@ -48,7 +48,7 @@ class Submitting:
                 tx.count("enqueued", job.task)
             self._expect(tx, fresh)
         if rows:
-            tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms)
+            tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]

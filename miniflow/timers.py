@@ -70,8 +70,8 @@ class Timers:
         tx.on_rollback(lambda: setattr(self, "offset_ms", before))
         self.offset_ms += jump_ms
         self._jobs.give_back(tx, lambda row: row.expires_at is not None)  # what is held has the old times
-        tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms)
-        tx.run(sql.SHIFT_EXPIRIES, jump_ms)
+        tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms, tx.number)
+        tx.run(sql.SHIFT_EXPIRIES, jump_ms, tx.number)
         tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
         self.look(tx)
         log.warning(
@@ -83,7 +83,7 @@ class Timers:
         if self._next_due_ms > tx.now_ms:
             return
         tx.on_rollback(self._look_again)
-        rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._jobs.turn(tx), SWEEP_MAX)
+        rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._jobs.turn(tx), SWEEP_MAX, tx.number)
         for _, queue, priority, retried, expires_at in rows:
             tx.count(State.RETRYING if retried else State.SCHEDULED, queue, -1)
             tx.count(State.QUEUED, queue)
@@ -96,7 +96,7 @@ class Timers:
             return
         tx.on_rollback(self._look_again)
         self._jobs.give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms)
-        rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX)
+        rows = tx.run(sql.EXPIRE_QUEUED, tx.now_ms, SWEEP_MAX, tx.number)
         for _, queue, _ in rows:
             tx.count(State.QUEUED, queue, -1)
             tx.count(State.EXPIRED, queue)

@@ -35,6 +35,7 @@ from miniflow import statements
 from miniflow.clock import Clock
 from miniflow.db import WAL_LIMIT_BYTES
 from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked
+from miniflow.notices import Changes
 from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
 
 log = logging.getLogger("miniflow.writer")
@@ -45,6 +46,9 @@ LINGER_S = 0.005  # how long ends of jobs may wait for company while there is mo
 LINGER_OPERATIONS = 256
 IDLE_TICK_S = 1.0  # how often an idle writer looks at the clock while something waits for its time
 POSTPONED_S = 1.0  # after a full disk or a foreign lock
+
+CHANGES = ("changes", "")
+"""The counter that numbers the transactions which change jobs."""
 
 to_json = msgspec.json.Encoder().encode
 
@@ -61,9 +65,10 @@ class Singly(Exception):
 class Transaction:
     """One group, while it is being written: the connection, the deltas of the counters, and what to do after the commit."""
 
-    def __init__(self, connection: apsw.Connection, now_ms: int) -> None:
+    def __init__(self, connection: apsw.Connection, now_ms: int, last_number: int) -> None:
         self.connection = connection
         self.now_ms = now_ms
+        self._last_number = last_number
         self.deltas: dict[tuple[str, str], int] = {}
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
@@ -76,6 +81,13 @@ class Transaction:
         """Execute one statement that answers no rows; how many it changed."""
         self.connection.execute(sql, parameters)
         return self.connection.changes()
+
+    @property
+    def number(self) -> int:
+        """This transaction's number among those that change jobs: the next is higher, over restarts too. A row that is changed
+        takes it as its ``changed``, so whoever knows the number of his last look finds what changed since."""
+        self.deltas[CHANGES] = 1
+        return self._last_number + 1
 
     def count(self, name: str, label: str, n: int = 1) -> None:
         """Add ``n`` to a counter, in this transaction."""
@@ -128,6 +140,7 @@ class Writer:
         rows: Any = connection.execute(statements.ALL_COUNTERS).fetchall()
         for name, label, n in rows:
             self.counters.setdefault(name, {})[label] = n
+        self.changes = Changes()
         self.groups = 0
         self.operations = 0
 
@@ -161,7 +174,7 @@ class Writer:
     def run_now(self, step: Step) -> None:
         """Run ``step`` as a transaction of its own in the calling thread. Before ``start`` only."""
         assert not self._thread.is_alive()
-        transaction = Transaction(self._connection, self._clock.now_ms())
+        transaction = Transaction(self._connection, self._clock.now_ms(), self.counter(*CHANGES))
         with self._connection:
             step(transaction)
             self._add_to_counters(transaction)
@@ -302,7 +315,7 @@ class Writer:
             loop.flush()
 
     def _write(self, batch: list[Operation]) -> None:
-        transaction = Transaction(self._connection, self._clock.now_ms())
+        transaction = Transaction(self._connection, self._clock.now_ms(), self.counter(*CHANGES))
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._fill(transaction, batch)
@@ -352,6 +365,8 @@ class Writer:
             else:  # readers in other threads walk these: a new label comes in a new dict
                 self.counters[name] = {**labels, label: n}
         transaction.committed()
+        if CHANGES in transaction.deltas:
+            self.changes.publish()
 
     def _fill(self, transaction: Transaction, batch: list[Operation]) -> None:
         for step in self._before:

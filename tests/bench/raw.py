@@ -28,7 +28,7 @@ def insert_rows(path: str, rows: int, batch: int = 1000) -> float:
             ).decode()
             started = time.perf_counter()
             run("BEGIN IMMEDIATE")
-            run(statements.INSERT_JOBS, (text, 1, 1))
+            run(statements.INSERT_JOBS, (text, 1, 1, 1))
             run("COMMIT")
             seconds += time.perf_counter() - started
         return rows / seconds
@@ -51,7 +51,7 @@ def claim_and_complete(path: str, group: int = 256) -> float:
                 run("COMMIT")
                 return done / (time.perf_counter() - started)
             ends = [(row[0], lease, "completed", 0, 1, "raw", '{"ok":true}', None, None, None) for row in claimed]
-            run(statements.END_IF_LEASED, (encode(ends).decode(), 1))
+            run(statements.END_IF_LEASED, (encode(ends).decode(), 1, 1))
             run("COMMIT")
             done += len(claimed)
     finally:

@@ -17,7 +17,25 @@ ROUNDS = 400
 
 def claimed(seq: int = 1, attempt: int = 0) -> Claimed:
     return Claimed(
-        seq, f"id-{seq}", "task", "default", 0, 1, "{}", attempt, 0, 3, None, None, None, None, None, None, lease=7
+        seq,
+        f"id-{seq}",
+        "task",
+        "default",
+        0,
+        1,
+        "{}",
+        attempt,
+        0,
+        3,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        lease=7,
+        created_at=0,
+        ready_at=0,
     )
 
 

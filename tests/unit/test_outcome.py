@@ -36,7 +36,7 @@ STEADY = RetryPolicy(base=7, factor=1, jitter=0)
 
 def attempt(number: int = 1, *, crashes: int = 0, max_retries: int = 3, options: str | None = None) -> Attempt:
     claimed = Claimed(
-        1, "id-1", "task", "default", 0, 1, "{}", number - 1, crashes, max_retries, None, None, options, None, None, None, 7
+        1, "id-1", "task", "default", 0, 1, "{}", number - 1, crashes, max_retries, None, None, options, None, None, None, 7, 0, 0
     )  # fmt: skip
     return Attempt(claimed, "worker-1", 1_000)
 

@@ -28,7 +28,25 @@ def make(target_max: int = 8) -> ReadAhead:
 
 def row(seq: int, *, task: str = "task", queue: str = "first", priority: int = 0, turn: int = 1) -> Claimed:
     return Claimed(
-        seq, f"id-{seq}", task, queue, priority, turn, "{}", 0, 0, 3, None, None, None, None, None, None, lease=1
+        seq,
+        f"id-{seq}",
+        task,
+        queue,
+        priority,
+        turn,
+        "{}",
+        0,
+        0,
+        3,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        lease=1,
+        created_at=0,
+        ready_at=0,
     )
 
 
