@@ -32,6 +32,7 @@ from miniflow.settings import Settings
 from miniflow.web import site
 from miniflow.web.backend import Backend
 from miniflow.web.door import Site
+from miniflow.web.protocol import Protocol
 
 log = logging.getLogger("miniflow")
 
@@ -101,7 +102,7 @@ class Application:
         server = _Server(
             uvicorn.Config(
                 self._around(site.build(backend)),
-                http="httptools",
+                http=Protocol,
                 lifespan="off",
                 access_log=False,
                 log_config=None,
