@@ -45,7 +45,7 @@ async def answered(application: Callable[..., Any], enough: bytes) -> bytes:
     config = uvicorn.Config(application, http=Protocol, lifespan="off", log_config=None, port=0)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn sets a flag, no event
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
