@@ -1,9 +1,12 @@
-"""MiniFlow: an embedded job runner and workflow engine. This is what task code imports; the rest is the server's own."""
+"""MiniFlow: an embedded job runner and workflow engine.
+
+This is what task code imports, and what programs import that submit jobs over HTTP; the rest is the server's own.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniflow.basejob import BaseJob
 from miniflow.context import JobContext
@@ -11,6 +14,37 @@ from miniflow.context import current as current_job
 from miniflow.errors import JobCancelled, JobTimeout, NonRetryable, RetryAfter
 from miniflow.registry import Task, task
 from miniflow.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from miniflow.answers import (
+        Attempt,
+        BulkResult,
+        Busy,
+        ClientError,
+        Event,
+        Health,
+        Invalid,
+        Job,
+        JobExpired,
+        JobFailed,
+        JobWasCancelled,
+        LogLine,
+        NoResult,
+        NotFound,
+        Page,
+        QueueFull,
+        QueueInfo,
+        Refused,
+        ResultNotReady,
+        ServerError,
+        ServerUnreachable,
+        Stats,
+        TaskInfo,
+        Unauthorized,
+        WorkerInfo,
+    )
+    from miniflow.async_client import AsyncClient
+    from miniflow.client import Client
 
 __version__ = "0.1.0"
 
@@ -26,11 +60,43 @@ __all__ = [
     "__version__",
     "current_job",
     "task",
+    # the client, and what it returns and raises
+    "Client",
+    "AsyncClient",
+    "Attempt",
+    "BulkResult",
+    "Busy",
+    "ClientError",
+    "Event",
+    "Health",
+    "Invalid",
+    "Job",
+    "JobExpired",
+    "JobFailed",
+    "JobWasCancelled",
+    "LogLine",
+    "NoResult",
+    "NotFound",
+    "Page",
+    "QueueFull",
+    "QueueInfo",
+    "Refused",
+    "ResultNotReady",
+    "ServerError",
+    "ServerUnreachable",
+    "Stats",
+    "TaskInfo",
+    "Unauthorized",
+    "WorkerInfo",
 ]
+
+_ELSEWHERE = {"Client": "client", "AsyncClient": "async_client", "huey": "huey_adapter"}
 
 
 def __getattr__(name: str) -> Any:
-    # ``from miniflow import huey`` is for code written for huey; nobody else should pay for importing it.
-    if name == "huey":
-        return importlib.import_module("miniflow.huey_adapter").huey
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # ``from miniflow import huey`` is for code written for huey, the client for programs that talk to a server; a task file
+    # should not pay for importing either.
+    module = _ELSEWHERE.get(name, "answers" if name in __all__ else None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"miniflow.{module}"), name)
