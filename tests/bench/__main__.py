@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -20,64 +21,59 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from miniflow import db, statements
-from miniflow.ids import uuid7
-from tests.bench import raw
+from miniflow.bench import calibrate
+from miniflow.bench.plan import Outcome, Plan
+from miniflow.bench.processes import LoadProcess, ServerProcess, empty_route_server, server_with
+from tests.bench import logs
 
 ROOT = Path(__file__).resolve().parents[2]
-SINGLE = b'{"task":"noop","payload":{"i":1}}'
-BATCH = b"[" + b",".join([SINGLE] * 1000) + b"]"
+SINGLE = calibrate.BODY
+BATCH = "[" + ",".join([SINGLE] * 1000) + "]"
 ROUNDS = 3
 
 Row = tuple[str, str, str, str]
 
 
-def python(*args: str, data: bytes = b"") -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *args], input=data, capture_output=True, cwd=ROOT, timeout=600, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(args)} failed:\n{done.stderr.decode()}")
-    return done.stdout.decode()
+def load(url: str, requests: int, connections: int, *, method: str = "POST", body: str = "") -> Outcome:
+    with LoadProcess(Path.cwd()) as generator:
+        expect = 200 if method == "GET" else 201
+        path = url[url.index("/", len("http://")) :]
+        outcome = generator.run(
+            Plan(
+                url=url.removesuffix(path),
+                path=path,
+                method=method,
+                bodies=[body],
+                requests=requests,
+                connections=connections,
+                expect=expect,
+                repeat=False,
+            )
+        )
+    if outcome.failed or outcome.ended_early:
+        raise SystemExit(f"{method} {url}: {outcome.failed} {outcome.ended_early}")
+    return outcome
 
 
-def load(method: str, url: str, requests: int, connections: int, body: bytes = b"") -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(
-        python("tests.bench.load", method, url, str(requests), str(connections), data=body)
-    )
-    bad = {status: n for status, n in figures["statuses"].items() if not status.startswith("2")}
-    if bad:
-        raise SystemExit(f"{method} {url}: answers {bad}")
-    return figures
+def p50_ms(outcome: Outcome) -> float:
+    return outcome.latency.percentile_ms(50) or 0.0
 
 
 @contextlib.contextmanager
-def server(path: str, *, workers: int) -> Iterator[tuple[str, psutil.Process, float]]:
-    """A server on ``path``: its URL, its process, and the seconds until it was ready."""
-    started = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.server", path, str(ROOT / "tasks"), str(workers)],
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        url = child.stdout.readline().strip()
-        if not url:
-            raise SystemExit("the server did not start")
-        yield url, psutil.Process(child.pid), time.perf_counter() - started
-    finally:
-        child.terminate()
-        child.wait(30)
+def server(path: str, *, workers: int, tasks: Path = ROOT / "tasks", **more: Any) -> Iterator[ServerProcess]:
+    """A server on ``path`` with the sample tasks. ``more`` are further settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"db": path, "tasks": str(tasks), "log_dir": folder, "log_level": "warning", "port": 0}
+        with server_with(Path(folder), settings | {"workers": workers, "grace": 0.1} | more) as running:
+            yield running
 
 
 def fresh(folder: str) -> str:
-    return os.path.join(folder, f"{uuid7()}.db")
+    return str(calibrate.fresh(folder))
 
 
 def pairs(a: Callable[[], float], b: Callable[[], float]) -> tuple[float, float, float]:
@@ -91,11 +87,12 @@ def pairs(a: Callable[[], float], b: Callable[[], float]) -> tuple[float, float,
 
 
 def single_submits(folder: str) -> list[Row]:
-    with server(fresh(folder), workers=0) as (url, _, _):
-        load("POST", f"{url}/api/v1/jobs", 5_000, 64, SINGLE)
+    with server(fresh(folder), workers=0) as running, empty_route_server(Path(folder)) as beside:
+        load(f"{running.url}/api/v1/jobs", 5_000, 64, body=SINGLE)
+        load(f"{beside.url}/empty", 5_000, 64, body=SINGLE)
         a, b, ratio = pairs(
-            lambda: load("POST", f"{url}/api/v1/jobs", 30_000, 64, SINGLE)["per_second"],
-            lambda: load("POST", f"{url}/empty", 40_000, 64, SINGLE)["per_second"],
+            lambda: load(f"{running.url}/api/v1/jobs", 30_000, 64, body=SINGLE).per_second,
+            lambda: load(f"{beside.url}/empty", 40_000, 64, body=SINGLE).per_second,
         )
     return [
         (
@@ -108,24 +105,31 @@ def single_submits(folder: str) -> list[Row]:
 
 
 def batch_submits(folder: str) -> list[Row]:
-    with server(fresh(folder), workers=0) as (url, _, _):
-        load("POST", f"{url}/api/v1/jobs/batch", 10, 4, BATCH)
+    with server(fresh(folder), workers=0) as running:
+        batches = f"{running.url}/api/v1/jobs/batch"
+        load(batches, 10, 4, body=BATCH)
         a, b, ratio = pairs(
-            lambda: load("POST", f"{url}/api/v1/jobs/batch", 100, 4, BATCH)["per_second"] * 1000,
-            lambda: raw.insert_rows(fresh(folder), 100_000),
+            lambda: load(batches, 100, 4, body=BATCH).per_second * 1000,
+            lambda: calibrate.insert_rows(fresh(folder), 100_000),
         )
     return [
         ("batch submits of 1,000 over HTTP", f"{a:,.0f} jobs/s", f"{ratio:.2f} of raw bulk insert ({b:,.0f}/s)", "0.40")
     ]
 
 
+def drained(path: str, jobs: int) -> float:
+    """Jobs a second, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.drain", path, str(jobs), "4"]
+    return float(subprocess.run(command, cwd=ROOT, timeout=600, check=True, capture_output=True).stdout)
+
+
 def drain(folder: str) -> list[Row]:
     def raw_drain() -> float:
         path = fresh(folder)
-        raw.insert_rows(path, 100_000)
-        return raw.claim_and_complete(path)
+        calibrate.insert_rows(path, 100_000)
+        return calibrate.claim_and_complete(path)
 
-    a, b, ratio = pairs(lambda: float(python("tests.bench.drain", fresh(folder), "100000", "4")), raw_drain)
+    a, b, ratio = pairs(lambda: drained(fresh(folder), 100_000), raw_drain)
     return [
         (
             "draining 100,000 no-op jobs, results stored",
@@ -138,8 +142,8 @@ def drain(folder: str) -> list[Row]:
 
 def latency(folder: str) -> list[Row]:
     samples = []
-    with server(fresh(folder), workers=4) as (url, _, _):
-        target = urlsplit(url)
+    with server(fresh(folder), workers=4) as running:
+        target = urlsplit(running.url)
         client = http.client.HTTPConnection(target.hostname or "", target.port)
         for _ in range(1_000):
             started = time.perf_counter()
@@ -158,6 +162,31 @@ def latency(folder: str) -> list[Row]:
             "two requests of a client included",
             "5 and 20 ms",
         )
+    ]
+
+
+def flood(folder: str) -> list[Row]:
+    """A job that prints as fast as it can, and what single submits cost meanwhile."""
+    with server(fresh(folder), workers=2, tasks=logs.write_tasks(folder), **logs.SETTINGS) as running:
+        bench = logs.Bench(running.url)
+        bench.submits_ms()
+        idle50, idle99 = bench.submits_ms()
+        quiet50, quiet99, _ = bench.beside("computing")
+        flood50, flood99, beside = bench.beside("flooding")
+        alone = statistics.median(bench.alone(3) for _ in range(ROUNDS))
+    return [
+        (
+            "log lines of one job that prints",
+            f"{alone:,.0f}/s",
+            f"{beside:,.0f}/s while jobs are submitted",
+            "50,000/s",
+        ),
+        (
+            "single submits beside it",
+            f"p50 {flood50:.1f} ms, p99 {flood99:.1f} ms",
+            f"beside one that computes: {quiet50:.1f} and {quiet99:.1f} ms; idle: {idle50:.1f} and {idle99:.1f} ms",
+            "the same",
+        ),
     ]
 
 
@@ -193,22 +222,24 @@ def _costs(folder: str, finished: int) -> dict[str, float]:
         claims.append((time.perf_counter() - started) * 1000)
     some = run("SELECT id FROM jobs WHERE state = 'completed' ORDER BY seq LIMIT 1 OFFSET 500").fetchall()[0][0]
     database.close()
-    with server(path, workers=0) as (url, _, _):
-        load("GET", f"{url}/api/v1/jobs/{some}", 200, 1)
-        get = load("GET", f"{url}/api/v1/jobs/{some}", 2_000, 1)["p50_ms"]
-        page = load("GET", f"{url}/api/v1/jobs?status=completed", 500, 1)["p50_ms"]
+    with server(path, workers=0) as running:
+        jobs = f"{running.url}/api/v1/jobs"
+        load(f"{jobs}/{some}", 200, 1, method="GET")
+        get = p50_ms(load(f"{jobs}/{some}", 2_000, 1, method="GET"))
+        page = p50_ms(load(f"{jobs}?status=completed", 500, 1, method="GET"))
     return {"claim": statistics.median(claims), "get": get, "first list page": page}
 
 
 def _fill(path: str, finished: int) -> None:
     """``finished`` completed jobs and 1,000 queued ones, through the same statements as the program's."""
-    raw.insert_rows(path, finished, batch=1_000)
-    raw.claim_and_complete(path, group=5_000)
-    raw.insert_rows(path, 1_000)
+    calibrate.insert_rows(path, finished, batch=1_000)
+    calibrate.claim_and_complete(path, group=5_000)
+    calibrate.insert_rows(path, 1_000)
 
 
 def idle(folder: str) -> list[Row]:
-    with server(fresh(folder), workers=4) as (_, process, ready_s):
+    with server(fresh(folder), workers=4) as running:
+        process = running.watched
         time.sleep(2)
         process.cpu_percent()
         time.sleep(10)
@@ -216,11 +247,11 @@ def idle(folder: str) -> list[Row]:
     return [
         ("idle: processor", f"{cpu:.2f} % of a core", "over 10 s", "1 %"),
         ("idle: memory", f"{memory:.0f} MB", "resident", "90 MB"),
-        ("ready after the start", f"{ready_s:.2f} s", "Python's own start included", "2 s"),
+        ("ready after the start", f"{running.ready_s:.2f} s", "Python's own start included", "2 s"),
     ]
 
 
-FIGURES = {f.__name__: f for f in (single_submits, batch_submits, drain, latency, history, idle)}
+FIGURES = {f.__name__: f for f in (single_submits, batch_submits, drain, latency, flood, history, idle)}
 
 
 def main() -> None:
@@ -228,8 +259,9 @@ def main() -> None:
     console = Console(width=150)
     table = Table("what", "figure", "against", "to reach")
     with tempfile.TemporaryDirectory() as folder:
+        commit_ms = calibrate.commit_ms(fresh(folder))
         console.print(
-            f"one durable commit: {raw.fsync_ms(fresh(folder)):.2f} ms · {os.cpu_count()} cores · Python {sys.version.split()[0]}"
+            f"one durable commit: {commit_ms:.2f} ms · {os.cpu_count()} cores · Python {platform.python_version()}"
         )
         for name in names:
             with console.status(name):

@@ -1,19 +1,53 @@
-"""What SQLite alone does with the same schema: the calibration that the figures are divided by.
+"""What this machine can do at all: the figures that those of a benchmark are divided by.
 
-One connection, one thread, the program's own pragmas (synchronous=FULL), nothing but apsw and JSON.
+SQLite alone with the same schema – one connection, one thread, the program's own pragmas (synchronous=FULL), nothing but apsw and
+JSON – and an HTTP route that does nothing, served by uvicorn as it comes.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from miniflow import db, statements
+from miniflow.bench.plan import Plan
+from miniflow.bench.processes import EMPTY_ROUTE, LoadProcess, empty_route_server
 from miniflow.ids import uuid7
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(list[list[object]]).decode
+decode: Callable[[Any], list[list[object]]] = msgspec.json.Decoder(list[list[object]]).decode
+
+
+BODY = '{"task":"noop","payload":{"i":1}}'
+
+
+class Calibration(msgspec.Struct):
+    empty_route_per_s: float
+    bulk_insert_per_s: float
+    claim_and_complete_per_s: float
+    commit_ms: float
+
+
+def measure(folder: Path, load: LoadProcess, *, connections: int, requests: int, rows: int) -> Calibration:
+    """Some seconds: ``requests`` to the empty route over ``connections``, and ``rows`` jobs through raw SQLite."""
+    path = str(fresh(folder))
+    insert = insert_rows(path, rows)
+    claim = claim_and_complete(path)
+    with empty_route_server(folder) as server:
+        plan = Plan(url=server.url, path=EMPTY_ROUTE, bodies=[BODY], requests=requests // 10, connections=connections)
+        load.run(plan)  # to warm up
+        empty = load.run(msgspec.structs.replace(plan, requests=requests)).per_second
+    return Calibration(empty, insert, claim, commit_ms(str(fresh(folder))))
+
+
+def fresh(folder: str | os.PathLike[str]) -> Path:
+    """A path for a database of its own."""
+    return Path(folder) / f"{uuid7()}.db"
 
 
 def insert_rows(path: str, rows: int, batch: int = 1000) -> float:
@@ -58,7 +92,7 @@ def claim_and_complete(path: str, group: int = 256) -> float:
         database.close()
 
 
-def fsync_ms(path: str, commits: int = 200) -> float:
+def commit_ms(path: str, commits: int = 200) -> float:
     """Milliseconds of one small durable commit."""
     database = db.open_writer(path)
     try:
