@@ -1,4 +1,4 @@
-"""The command line: ``miniflow serve``, ``init``, ``demo`` and ``version``.
+"""The command line: ``miniflow serve``, ``init``, ``demo``, ``version``, and the commands of ``miniflow.commands``.
 
 The options of ``serve`` are made from ``settings.SETTINGS``, so a setting cannot exist without its flag. Click only collects
 what was typed; ``settings.load`` decides which of the four places wins and what a value must look like, so a bad one reads the
@@ -18,7 +18,8 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 import rich_click as click
 
-from miniflow import __version__
+from miniflow import __version__, commands
+from miniflow.bench.command import bench
 from miniflow.errors import MiniFlowError, SettingsError, StoreError
 from miniflow.settings import ENV_PREFIX, FILE, SETTINGS, Setting, load
 
@@ -30,6 +31,14 @@ HELP = {
     "options_table_column_types": ["opt_long", "opt_short", "metavar", "help"],
     "padding_helptext_first_line": (0, 0, 1, 0),
     "text_paragraph_linebreaks": "\n\n",
+    "command_groups": {
+        "*": [
+            {"name": "A server", "commands": ["serve", "init", "demo", "bench"]},
+            {"name": "Jobs", "commands": commands.names(commands.JOBS)},
+            {"name": "Looking at the server", "commands": commands.names(commands.SERVER)},
+            {"name": "Others", "commands": [*commands.names(commands.OTHERS), "version"]},
+        ]
+    },
 }
 
 Command = Callable[..., None]
@@ -99,6 +108,7 @@ def cli() -> None:
       miniflow demo --once     see it work, in five seconds
       miniflow init            write sample tasks and a miniflow.toml here
       miniflow serve           serve the tasks in ./tasks on port 8000
+      miniflow submit compute iterations=5000 --wait
     """
 
 
@@ -125,7 +135,8 @@ def serve(**flags: Any) -> None:
     from miniflow import app, logs
 
     application = app.Application(settings)
-    logs.set_up(settings.log_dir, settings.log_level)  # only now: a server that cannot start leaves no folder behind
+    # Only now: a server that cannot start leaves no folder behind.
+    logs.set_up(settings.log_dir, settings.log_level, settings.log_format)
     if application.engine.loaded is not None:
         app.report_failures(application.engine.loaded.failures)
 
@@ -187,6 +198,10 @@ def demo(once: bool, port: int | None) -> None:
     from miniflow.demo import run
 
     sys.exit(run(once=once, port=port))
+
+
+for _command in (bench, *commands.JOBS, *commands.SERVER, *commands.OTHERS):
+    cli.add_command(_command)
 
 
 @cli.command()

@@ -149,7 +149,7 @@ def run(*, once: bool, port: int | None) -> int:
         _write_tasks(folder / "tasks")
         show = Show()
         application = _start(folder, port, show)
-        logs.set_up(application.settings.log_dir, application.settings.log_level)
+        logs.set_up(application.settings.log_dir, application.settings.log_level, application.settings.log_format)
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of our looks
         demo = Demo(application, show, once=once)
         keep = not once

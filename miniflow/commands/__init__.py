@@ -1,0 +1,22 @@
+"""The commands that talk to a server. They are clients like any other: all they do goes through ``miniflow.client``.
+
+The modules import httpx only when a command runs, so that ``miniflow -h`` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from miniflow.commands.acting import cancel, delete, retry
+from miniflow.commands.completing import completion
+from miniflow.commands.looking import events, failed, jobs, logs, result, show
+from miniflow.commands.overview import info, queues, stats, tasks, workers
+from miniflow.commands.submitting import submit
+
+JOBS: tuple[click.Command, ...] = (submit, jobs, failed, show, result, logs, events, retry, cancel, delete)
+SERVER: tuple[click.Command, ...] = (info, queues, tasks, workers, stats)
+OTHERS: tuple[click.Command, ...] = (completion,)
+
+
+def names(commands: tuple[click.Command, ...]) -> list[str]:
+    return [command.name or "" for command in commands]
