@@ -12,11 +12,14 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from miniflow.errors import JobInterrupted
+
+if TYPE_CHECKING:
+    from miniflow.joblog import JobLog
 
 
 class Claimed(NamedTuple):
@@ -60,7 +63,7 @@ class Attempt:
         "claimed",
         "deadline_boot_ms",
         "finished",
-        "log_bytes",
+        "log",
         "marked",
         "number",
         "started_at",
@@ -75,7 +78,7 @@ class Attempt:
         self.deadline_boot_ms: int | None = None
         self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
         self.finished = False
-        self.log_bytes = 0
+        self.log: JobLog | None = None  # once it has something to say
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None

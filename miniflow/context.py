@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from miniflow.errors import InvalidRequest, JobInterrupted
 
@@ -133,25 +133,49 @@ def _number(name: str, value: float) -> float:
     return number
 
 
-_current: contextvars.ContextVar[Callable[[], JobContext]] = contextvars.ContextVar("miniflow_job", default=JobContext)
+class Log(Protocol):
+    """The log of a running attempt, for what its code prints and says through ``logging``. Both answer False once it is over."""
+
+    def add(self, level: str, message: str) -> bool:
+        """One line."""
+        ...
+
+    def write(self, stream: int, text: str) -> bool:
+        """A piece of what is printed, to standard output (0) or standard error (1)."""
+        ...
+
+
+OpenLog = Callable[[], Log]
+Place = tuple[Callable[[], JobContext], OpenLog | None]
+"""Where code runs: what makes its context, and what opens the log that its output belongs to."""
+
+OUTSIDE: Place = (JobContext, None)
+_current: contextvars.ContextVar[Place] = contextvars.ContextVar("miniflow_job", default=OUTSIDE)
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("miniflow_request_id", default=None)
+"""Of the HTTP request that is being answered here, for the program's own log."""
+
+place = _current.get
+"""Where this code runs. A function of C: it is asked for every piece that is printed."""
+stay = _current.set
+"""Make a place the current one for the rest of this thread, which a job has started."""
 
 
 def current() -> JobContext:
     """The context of the job that runs here; a detached one where none does."""
-    return _current.get()()
+    return place()[0]()
 
 
 class use:
     """Make a context the current one within a ``with`` block. Given as a callable it is made when it is asked for: most jobs
     never ask. A class, because a generator would cost a no-op job a microsecond."""
 
-    __slots__ = ("_make", "_token")
+    __slots__ = ("_place", "_token")
 
-    def __init__(self, context: JobContext | Callable[[], JobContext]) -> None:
-        self._make = (lambda: context) if isinstance(context, JobContext) else context
+    def __init__(self, context: JobContext | Callable[[], JobContext], open_log: OpenLog | None = None) -> None:
+        self._place = ((lambda: context) if isinstance(context, JobContext) else context, open_log)
 
     def __enter__(self) -> None:
-        self._token = _current.set(self._make)
+        self._token = _current.set(self._place)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

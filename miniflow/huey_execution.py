@@ -6,7 +6,9 @@ exception of a kind that huey knows how to treat; then huey decides, and ``concl
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,25 +29,36 @@ from miniflow.errors import (
     TooLarge,
 )
 from miniflow.executors import coroutine, thread
+from miniflow.joblog import JobLog, JobLogs
 from miniflow.jobs import Jobs
-from miniflow.model import Ending, LogLine
+from miniflow.model import Ending
+from miniflow.notices import Notices
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
 from miniflow.states import State
 from miniflow.writer import json_text
 
 log = logging.getLogger("miniflow.worker")
+late = logging.getLogger("miniflow.task")
 
-LOG_LINE_CHARS_MAX = 16_000
+MESSAGE_CHARS_MAX = 16_000  # of a progress message
 
 
 class Services:
     """What an execution needs of the running system."""
 
-    def __init__(self, jobs: Jobs, clock: Clock, *, max_result_bytes: int, max_log_bytes: int) -> None:
+    def __init__(
+        self, jobs: Jobs, clock: Clock, log_notices: Notices, *, max_result_bytes: int, max_log_bytes: int
+    ) -> None:
         self.jobs, self.clock = jobs, clock
-        self.max_result_bytes, self.max_log_bytes = max_result_bytes, max_log_bytes
+        self.max_result_bytes = max_result_bytes
+        self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
+
+    @functools.cached_property
+    def talkative(self) -> bool:
+        """Whether the begin and end of each job go to the program's log. Looked at once, when the first job runs."""
+        return log.isEnabledFor(logging.DEBUG)
 
 
 class Execution:
@@ -76,10 +89,12 @@ class Execution:
         """Run the function by its executor and encode its result; whatever it does ends as a value or an Exception."""
         attempt = self.attempt
         self.began = True
+        if self.services.talkative:
+            log.debug("Working on %s", attempt.claimed.id)
         proven = self.services.proven
         self.services.jobs.mark_begun(attempt, unproven=attempt.claimed.task not in proven)
         try:
-            with context.use(self.context):
+            with context.use(self.context, self.open_log):
                 value = coroutine.run(attempt, call) if self.spec.executor == "async" else thread.run(attempt, call)
             self.result = self._encode(value)
             return value
@@ -130,22 +145,14 @@ class Execution:
         )
 
     def write_log(self, level: str, message: str) -> None:
-        attempt, limit = self.attempt, self.services.max_log_bytes
-        message = outcome.middle_out(message, LOG_LINE_CHARS_MAX)
-        before = attempt.log_bytes
-        attempt.log_bytes += len(message) + 1
-        if before >= limit:
-            return
-        if attempt.log_bytes >= limit:
-            level, message = (
-                "WARNING",
-                f"the log is at its limit (max_log_bytes = {limit:,}); later lines of this attempt are left out",
-            )
-        line = LogLine(attempt.claimed.seq, attempt.number, level, self.services.clock.now_ms(), message)
-        self.services.jobs.writer.post(Operation("log", line, keep=True))
+        if not self.open_log().add(level, message):  # by a thread that the job has left behind
+            late.log(getattr(logging, level), "job %s, after its end: %s", self.attempt.claimed.id, message)
+
+    def open_log(self) -> JobLog:
+        return self.attempt.log or self.services.logs.open(self.attempt)
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None:
-        said = {"message": outcome.middle_out(str(message), LOG_LINE_CHARS_MAX)} if message else {}
+        said = {"message": outcome.middle_out(str(message), MESSAGE_CHARS_MAX)} if message else {}
         shown = json_text({"done": done, "total": 1.0 if total is None else total, **said})
         claimed = self.attempt.claimed
         self.services.jobs.writer.post(Operation("progress", (claimed.seq, claimed.lease, shown)))
@@ -154,9 +161,14 @@ class Execution:
 
     def conclude(self, *, wait: bool = False) -> None:
         """Write the end. Once: the watchdog may have been first, and then this one is too late and says nothing."""
+        if self.attempt.log is not None:
+            self.attempt.log.close()
+            self.attempt.log.settle(coroutine.pause if self.spec.executor == "async" else time.sleep)
         if not self.attempt.finish():
             return
         ending = self._ending()
+        if self.services.talkative:
+            log.debug("Job %s: %s", self.attempt.claimed.id, ending.state)
         if not wait:
             try:
                 self.services.jobs.post_end(ending)

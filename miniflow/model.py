@@ -42,13 +42,3 @@ class Ending(NamedTuple):
     error_type: str | None = None
     error: str | None = None
     traceback: str | None = None
-
-
-class LogLine(NamedTuple):
-    """A line of a job's log. ``seq`` is the job's row, ``ts`` milliseconds since the epoch."""
-
-    seq: int
-    attempt: int
-    level: str
-    ts: int
-    message: str

@@ -16,9 +16,9 @@ from miniflow.attempts import Attempt, Running
 from miniflow.clock import Clock
 from miniflow.errors import JobCancelled, JobTimeout
 from miniflow.huey_consumer import JobConsumer
+from miniflow.joblog import JobLogs
 from miniflow.jobs import Jobs
-from miniflow.model import Ending, LogLine
-from miniflow.operations import Operation
+from miniflow.model import Ending
 from miniflow.readahead import ReadAhead
 from miniflow.registry import Registry
 from miniflow.states import State
@@ -35,6 +35,7 @@ class Supervisor:
     def __init__(
         self,
         jobs: Jobs,
+        logs: JobLogs,
         running: Running,
         consumer: JobConsumer,
         readahead: ReadAhead,
@@ -44,8 +45,9 @@ class Supervisor:
         grace_ms: int,
         least_ahead: Callable[[], int],
     ) -> None:
-        self._jobs, self._running, self._consumer, self._readahead, self._registry, self._clock = (
+        self._jobs, self._logs, self._running, self._consumer, self._readahead, self._registry, self._clock = (
             jobs,
+            logs,
             running,
             consumer,
             readahead,
@@ -57,6 +59,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
         self._next_health_ms = 0
         self._paced_done, self._paced_at_ms = 0, clock.boot_ms()
+        self.worker_busy_s = 0.0  # that threads were in jobs, as far as can be told from a look now and then
+        self.also: Callable[[], None] = lambda: None  # to be done at each look
 
     def start(self) -> None:
         self._thread.start()
@@ -80,6 +84,7 @@ class Supervisor:
             elif attempt.deadline_boot_ms is not None and boot_ms >= attempt.deadline_boot_ms:
                 attempt.interrupt(JobTimeout("the job is over its timeout"), boot_ms + self._grace_ms)
         self._pace(boot_ms)
+        self.also()
         if boot_ms >= self._next_health_ms:
             self._next_health_ms = boot_ms + round(HEALTH_EVERY_S * 1000)
             if self._consumer.started and not self._consumer.stop_flag.is_set():
@@ -93,6 +98,7 @@ class Supervisor:
         """
         done, elapsed_ms = self._consumer.jobs_run(), boot_ms - self._paced_at_ms
         rate = max(done - self._paced_done, 0) * 1000 / max(elapsed_ms, 1)
+        self.worker_busy_s += sum(self._consumer.busy().values()) * max(elapsed_ms, 0) / 1000
         self._paced_done, self._paced_at_ms = done, boot_ms
         if rate or len(self._running):
             ahead = min(int(rate * AHEAD_S), self._readahead.target_max)
@@ -125,14 +131,7 @@ class Supervisor:
                 now_ms=self._clock.now_ms(),
                 delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,
             )
-        line = LogLine(
-            claimed.seq,
-            attempt.number,
-            "WARNING",
-            self._clock.now_ms(),
-            f"{ending.error}; run such a job in a process to have it killed",
-        )
-        self._jobs.writer.post(Operation("log", line, keep=True))
+        self._logs.last_word(attempt, "WARNING", f"{ending.error}; run such a job in a process to have it killed")
         self._jobs.post_end(ending)
         self._consumer.abandon(attempt)
         log.warning("job %s (%s): %s", claimed.id, claimed.task, ending.error)

@@ -119,6 +119,11 @@ def await_here(awaitable: Coroutine[Any, Any, Any]) -> Any:
     return parent.switch(awaitable)
 
 
+def pause(seconds: float) -> None:
+    """Inside ``in_greenlet``: let the other coroutines run for a while."""
+    await_here(asyncio.sleep(seconds))
+
+
 async def _contained(body: Coroutine[Any, Any, Any]) -> Any:
     """What ``body`` returns. asyncio lets these two through to the loop, which would end it, and with it every other job."""
     try:

@@ -173,15 +173,22 @@ def test_a_task_may_print_a_hundred_megabytes(client: httpx.Client) -> None:
 
     assert client.get("/health", timeout=5).status_code == 200
     assert end_of(client, job["id"], 60)["status"] == "completed"
+    assert 11e6 < len(client.get(f"/api/v1/logs/{job['id']}").content) < 12e6, (
+        "half of the limit, and the last megabyte"
+    )
 
 
-def test_the_log_of_a_job_is_cut_at_its_limit_and_says_so(client: httpx.Client) -> None:
+def test_of_a_log_over_its_limit_the_middle_is_left_out_and_it_says_so(client: httpx.Client) -> None:
     job = submit(client, "logging_much", {"lines": 100_000})
 
     assert end_of(client, job["id"], 60)["status"] == "completed"
     (warning,) = logs(client, job["id"], level="WARNING")
     assert "max_log_bytes = 20,971,520" in warning["message"]
-    assert logs(client, job["id"], after_id=warning["id"]) == []
+    left_out = int(warning["message"].split()[1].replace(",", ""))
+    after = logs(client, job["id"], after_id=warning["id"])
+    assert 900 < len(after) < 1_000, "the last megabyte"
+    before = client.get(f"/api/v1/logs/{job['id']}").text.count("\n") - 1 - len(after)
+    assert before + left_out + len(after) == 100_000
 
 
 def test_strange_texts_in_a_log_do_not_stop_the_job(client: httpx.Client) -> None:
@@ -315,19 +322,22 @@ def test_a_payload_that_an_attempt_has_spoilt_is_whole_for_the_next(client: http
     assert job["payload"] == payload
 
 
-def test_a_thread_that_outlives_its_job_can_change_nothing_but_the_log(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_thread_that_outlives_its_job_can_change_nothing_of_it(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     job = end_of(client, submit(client, "starting_a_thread", {"gate": str(gate), "daemon": True})["id"])
     gate.touch()
 
     wait_until(
-        lambda: [line["message"] for line in logs(client, job["id"])],
+        (server.folder / "logs" / "app.log").read_text,
         5,
-        "the thread's word",
-        until=lambda m: "said after the end" in m,
+        "the thread's word in the program's log",
+        until=lambda text: f"job {job['id']}, after its end: said after the end" in text,
     )
 
     assert get(client, job["id"]) == job
+    assert logs(client, job["id"]) == []
 
 
 @pytest.mark.parametrize("task", ["parent", "parent_async"])

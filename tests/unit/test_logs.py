@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
-from miniflow import logs
+from miniflow import context, logs
 from miniflow.errors import SettingsError
 
-NAMES = ("", "huey", "uvicorn", "watchfiles")
+NAMES = ("", "huey", "uvicorn", "watchfiles", "miniflow", "miniflow.task", "tests.of.logs")
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +176,101 @@ def test_what_else_huey_complains_of_is_written(folder: Path, message: str) -> N
     logging.getLogger("huey").error(message, "it")
 
     assert message % "it" in text(folder)
+
+
+def test_the_root_lets_pass_what_jobs_log_whatever_the_level(folder: Path) -> None:
+    """``app.log`` has its own level; the log of a job has INFO at least."""
+    logs.set_up(str(folder), "error")
+
+    assert logging.getLogger("anybody").isEnabledFor(logging.INFO)
+    assert logging.getLogger("miniflow.task").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("miniflow.writer").isEnabledFor(logging.WARNING)
+    logging.getLogger("anybody").warning("not written")
+    assert text(folder) == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- as JSON
+
+
+def objects(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text(folder).splitlines()]
+
+
+def test_as_json_each_line_is_one_object(folder: Path) -> None:
+    logs.set_up(str(folder), "info", "json")
+    log = logging.getLogger("tests.of.logs")
+    log.info("two\nlines, %s", "naïve 🙂 \ud800")
+    try:
+        raise ValueError("expected")
+    except ValueError:
+        log.exception("failed")
+
+    first, second = objects(folder)
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("ts"))
+    assert first == {
+        "level": "INFO",
+        "logger": "tests.of.logs",
+        "msg": "two\nlines, naïve 🙂 \ud800",
+        "job_id": None,
+        "request_id": None,
+    }
+    assert (second["level"], second["msg"]) == ("ERROR", "failed")
+    assert second["exc"].startswith("Traceback")
+    assert second["exc"].endswith("ValueError: expected")
+
+
+def test_as_json_a_line_names_the_job_and_the_request_it_comes_from(folder: Path) -> None:
+    logs.set_up(str(folder), "info", "json")
+    log = logging.getLogger("tests.of.logs")
+    with context.use(context.JobContext(job_id="job-1", request_id="req-1")):
+        log.info("in a job")
+    token = context.request_id.set("req-2")
+    log.info("in a request")
+    context.request_id.reset(token)
+
+    assert [(line["job_id"], line["request_id"]) for line in objects(folder)] == [("job-1", "req-1"), (None, "req-2")]
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_events_of_structlog_are_lines_with_their_fields(folder: Path, format: str) -> None:
+    logs.set_up(str(folder), "info", format)
+    log = structlog.wrap_logger(
+        logging.getLogger("tests.of.logs"),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+    )
+    log.warning("paid", amount=3, level_of_detail="low")
+
+    if format == "text":
+        assert text(folder).endswith(" WARNING tests.of.logs: paid amount=3 level_of_detail='low'\n")
+    else:
+        (line,) = objects(folder)
+        assert (line["msg"], line["level"], line["amount"], line["level_of_detail"]) == ("paid", "WARNING", 3, "low")
+
+
+def test_as_text_a_traceback_is_told_once(folder: Path) -> None:
+    logs.set_up(str(folder), "info")
+    try:
+        raise ValueError("expected")
+    except ValueError:
+        logging.getLogger("tests.of.logs").exception("failed", stack_info=True)
+
+    written = text(folder)
+    assert written.count("Traceback") == written.count("ValueError: expected") == 1
+    assert written.count("\nStack (most recent call last)") == 1
+
+
+def test_text_that_is_no_utf8_is_written_as_it_can_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(str(folder), "info")
+    logging.getLogger("tests.of.logs").info("half \ud800 a pair")
+
+    assert text(folder).endswith("half \\ud800 a pair\n")
+    assert capsys.readouterr().err == ""
 
 
 def test_others_may_say_the_same_words(folder: Path) -> None:
