@@ -26,6 +26,10 @@ import watchfiles
 from miniflow import __version__
 from miniflow.engine import Engine
 from miniflow.errors import SettingsError
+from miniflow.feed import Feed
+from miniflow.listing import Listing
+from miniflow.metrics import Metrics
+from miniflow.minutes import History
 from miniflow.queries import Queries
 from miniflow.readers import Readers
 from miniflow.settings import Settings
@@ -70,6 +74,7 @@ class Application:
         self._stopping: asyncio.Event | None = None
         self._hurry = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._feed: Feed | None = None
 
     def run(self, on_ready: OnReady | None = None) -> None:
         """Serve until a signal or ``request_stop``. ``on_ready`` runs once requests are answered."""
@@ -88,6 +93,17 @@ class Application:
         self._stopping = asyncio.Event()
         engine = self.engine
         readers = Readers(engine.database.path)
+        metrics = Metrics(
+            version=__version__,
+            clock=engine.clock,
+            writer=engine.writer,
+            readers=readers,
+            registry=engine.registry,
+            times=engine.jobs.times,
+            use=engine.worker_use,
+            path=engine.database.path,
+        )
+        feed = self._feed = Feed(readers, engine.writer)
         backend = Backend(
             settings=self.settings,
             clock=engine.clock,
@@ -95,9 +111,15 @@ class Application:
             intake=engine.intake,
             jobs=engine.jobs,
             notices=engine.notices,
+            log_notices=engine.log_notices,
             queries=Queries(readers, engine.writer),
+            listing=Listing(readers, engine.writer),
+            feed=feed,
+            roster=engine.roster,
             writer=engine.writer,
             waiter=engine.writer.loop_waiter(self._loop),
+            metrics=metrics,
+            history=History(readers, engine.writer, engine.clock),
         )
         server = _Server(
             uvicorn.Config(
@@ -123,6 +145,7 @@ class Application:
         self._catch_signals()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
+        metrics.lag.start(self._loop)
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         watching = asyncio.create_task(self._watch_tasks()) if self.settings.reload else None
         failure: BaseException | None = None
@@ -160,6 +183,8 @@ class Application:
         await asyncio.to_thread(engine.stop_taking)
         await asyncio.to_thread(engine.wait_for_running, self.settings.grace, self._hurry)
         engine.notices.call_all()  # or uvicorn would wait for those who wait for a job
+        if self._feed is not None:
+            self._feed.close()
         server.should_exit = True
         await serving
         await readers.close()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from miniflow import db, guard, registry
+from miniflow import capture, db, guard, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
@@ -27,10 +27,12 @@ from miniflow.huey_execution import Services
 from miniflow.intake import Intake, submission_from_options
 from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
+from miniflow.minutes import Minutes, WorkerUse
 from miniflow.notices import Notices
 from miniflow.readahead import ReadAhead
 from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
+from miniflow.roster import Roster, Slots
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
 from miniflow.writer import Transaction, Writer
@@ -54,16 +56,18 @@ class Engine:
         self.clock: Clock = clock or SystemClock()
         self.huey = huey or shared_huey
         guard.protect(settings.db)  # before the task files, which are code that could open it
+        capture.install()  # and that may keep hold of sys.stdout
         try:
             self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
             self.database = db.open_writer(
                 settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL"
             )
         except BaseException:  # whatever it was, nothing is open
+            capture.remove()
             guard.release(settings.db)
             raise
         self.registry = specs if specs is not None else self.loaded.registry if self.loaded else registry.Registry()
-        self.running, self.notices = Running(), Notices()
+        self.running, self.notices, self.log_notices = Running(), Notices(), Notices()
         self.prefix = f"worker-{secrets.token_hex(4)}"
         self.writer = Writer(self.database.connection, self.clock)
         self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
@@ -82,7 +86,11 @@ class Engine:
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
         services = Services(
-            self.jobs, self.clock, max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes
+            self.jobs,
+            self.clock,
+            self.log_notices,
+            max_result_bytes=settings.max_result_bytes,
+            max_log_bytes=settings.max_log_bytes,
         )
         self.huey.attach(services, self.intake, self.database.path, self.registry)
         self.consumer = JobConsumer(
@@ -91,6 +99,7 @@ class Engine:
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
         self.supervisor = Supervisor(
             self.jobs,
+            services.logs,
             self.running,
             self.consumer,
             self.readahead,
@@ -99,6 +108,8 @@ class Engine:
             grace_ms=round(settings.stop_grace * 1000),
             least_ahead=lambda: settings.async_slots if self.has_async else 0,
         )
+        self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
+        self.supervisor.also = self.minutes.look
         self.recovered = Recovered(0, 0, 0)
         self.started_at_ms = self.clock.now_ms()
 
@@ -109,6 +120,7 @@ class Engine:
 
         def first(tx: Transaction) -> None:
             self.jobs.timers.remember_clock(tx, boot_id())
+            self.minutes.catch_up(tx)
             self.recovered, suspects = recover(tx)
             self.jobs.suspects = suspects.leased
             if self.settings.workers:
@@ -163,8 +175,14 @@ class Engine:
         self.async_lane.close()
         registry.unbind_submit()
         self.huey.detach()
+        try:
+            self.writer.call("verb", lambda _: None)  # then all that was posted is counted
+            self.writer.call("verb", self.minutes.write_last)
+        except (StoreFull, StoreLocked):  # the next start finds what is missing
+            pass
         self.writer.close()
         self.database.close()
+        capture.remove()
         return len(late)
 
     def _if_disk_allows(self, verb: Callable[[Transaction], object]) -> None:
@@ -212,6 +230,23 @@ class Engine:
             attempt.deadline_boot_ms = self.clock.boot_ms() + claimed.timeout_ms
         self.running.add(attempt)
         return attempt
+
+    @property
+    def roster(self) -> Roster:
+        """Who works at what."""
+        workers, coroutines = self.settings.workers, self.settings.async_slots
+        slots = Slots(workers, coroutines if workers else 0)
+        return Roster(self.clock, slots, threads=self.consumer.busy, running=self.running.all)
+
+    def worker_use(self) -> WorkerUse:
+        return WorkerUse(
+            self.consumer.busy(),
+            len(self.async_lane),
+            self.async_lane.slots,
+            self.supervisor.worker_busy_s,
+            self.consumer.abandoned_total,
+            self.consumer.deaf_threads(),
+        )
 
     def _begin_async(self, claimed: Claimed) -> Attempt:
         return self.begin(claimed, f"{self.prefix}-async")

@@ -131,7 +131,7 @@ class JobConsumer(Consumer):
         for i, (worker, _) in enumerate(self.worker_threads):
             if worker.current is attempt:
                 worker.abandoned = True
-                self._abandoned.append(worker)
+                self._abandoned = [*(other for other in self._abandoned if other.current is not None), worker]
                 self.abandoned_total += 1
                 fresh = self._create_worker()
                 fresh_thread = self._create_process(fresh, f"Worker-{i + 1}")
@@ -142,8 +142,11 @@ class JobConsumer(Consumer):
 
     def deaf_threads(self) -> int:
         """Abandoned threads that are still inside their job."""
-        self._abandoned = [worker for worker in self._abandoned if worker.current is not None]
-        return len(self._abandoned)
+        return sum(worker.current is not None for worker in self._abandoned)
+
+    def busy(self) -> dict[str, bool]:
+        """By the worker's id, whether it has a job."""
+        return {worker.worker_id: worker.current is not None for worker, _ in self.worker_threads}
 
     def jobs_run(self) -> int:
         """Jobs that the present workers have run since they started."""

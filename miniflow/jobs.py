@@ -27,6 +27,7 @@ from miniflow.errors import (
     NotFound,
     TransitionRefused,
 )
+from miniflow.histogram import JobTimes
 from miniflow.model import Ending
 from miniflow.notices import Notices
 from miniflow.operations import Operation
@@ -40,7 +41,6 @@ from miniflow.writer import Singly, Transaction, Writer, json_text
 log = logging.getLogger("miniflow.jobs")
 
 UNWRITABLE = "Unwritable"
-REPLAY_MAX = 1000  # dead letters replayed in one group
 
 
 class Jobs:
@@ -70,10 +70,10 @@ class Jobs:
         self.suspects: set[int] = set()  # rows that were leased when the last process died
         self.claiming = False
         self.accepting = True
+        self.times = JobTimes()
 
         writer.every_group(self._begin, before=True)
         Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
-        writer.handle("log", self._write_logs)
         writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
@@ -170,6 +170,8 @@ class Jobs:
         """Write how an attempt ended, without waiting. The caller has won ``attempt.finish()``."""
         self._marks.pop(ending.attempt.claimed.seq, None)
         self.running.remove(ending.attempt)
+        if ending.attempt.log is not None:
+            ending.attempt.log.end()
         self.writer.post(operation or Operation("end", ending, keep=True))
 
     def _begin(self, tx: Transaction) -> None:
@@ -224,7 +226,9 @@ class Jobs:
                 "refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id
             )
             return
-        self._count_ends(tx, [op.argument for op in ops])
+        endings = [op.argument for op in ops]
+        self._count_ends(tx, endings)
+        tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
         if self.quarantine.current is not None:
             current = self.quarantine.current
             if any(op.argument.attempt.claimed.seq == current for op in ops):
@@ -268,9 +272,6 @@ class Jobs:
         # Whether anybody waits is asked after the commit: one who begins to wait before it would still read the old state.
         tx.on_commit(lambda: self.notices.publish(job_ids()) if self.notices.wanted else None)
 
-    def _write_logs(self, tx: Transaction, ops: list[Operation]) -> None:
-        tx.run(sql.INSERT_LOGS, json_text([op.argument for op in ops]))
-
     def _write_progress(self, tx: Transaction, ops: list[Operation]) -> None:
         latest = {op.argument[0]: op.argument for op in ops}
         tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms, tx.number)
@@ -292,7 +293,7 @@ class Jobs:
         """
 
         def verb(tx: Transaction) -> State:
-            seq, state, queue, lease = _find(tx, job_id)
+            seq, state, queue, lease = find(tx, job_id)
             if state is State.CANCELLED:
                 return state
             if state in TERMINAL:
@@ -302,9 +303,10 @@ class Jobs:
             if held is not None:
                 tx.on_rollback(lambda: self.readahead.push([held]))
             if lease is not None and held is None and not aside:
-                return self._cancel_running(tx, seq)
+                self.ask_to_stop(tx, [seq])
+                return State.RUNNING
             tx.on_commit(lambda: self.quarantine.ended(seq))
-            tx.run(sql.CANCEL_IF_WAITING, seq, tx.now_ms, tx.number)
+            tx.run(sql.CANCEL_IF_WAITING, json_text([seq]), tx.now_ms, tx.number)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
             self.publish(tx, lambda: [job_id])
@@ -312,29 +314,25 @@ class Jobs:
 
         return verb
 
-    def _cancel_running(self, tx: Transaction, seq: int) -> State:
-        tx.run(sql.REQUEST_CANCEL_IF_LEASED, seq, tx.now_ms, tx.number)
+    def ask_to_stop(self, tx: Transaction, seqs: list[int]) -> None:
+        """Cancel what runs: it is interrupted after the commit, and cancelled when it has stopped."""
+        tx.run(sql.REQUEST_CANCEL_IF_LEASED, json_text(seqs), tx.now_ms, tx.number)
 
         def ask() -> None:
-            attempt = self.running.find(seq)
-            if attempt is not None:
+            for attempt in filter(None, map(self.running.find, seqs)):
                 attempt.interrupt(JobCancelled("the job was cancelled"), self._clock.boot_ms() + self._cancel_grace_ms)
 
         tx.on_commit(ask)
-        return State.RUNNING
 
     def retry(self, job_id: str) -> Callable[[Transaction], State]:
         """A dead letter is replayed with its attempts counted anew; a job that waits for its next attempt gets it now."""
 
         def verb(tx: Transaction) -> State:
-            seq, state, queue, _ = _find(tx, job_id)
+            seq, state, _, _ = find(tx, job_id)
             if state is State.DEAD_LETTER:
-                self._replay(tx, [seq])
+                self.replay(tx, [seq])
             elif state is State.RETRYING:
-                ((_, _, priority),) = tx.run(sql.RUN_NOW_IF_RETRYING, seq, self.turn(tx), tx.now_ms, tx.number)
-                tx.count(State.RETRYING, queue, -1)
-                tx.count(State.QUEUED, queue)
-                self.ready(tx, queue, priority)
+                self.run_now(tx, [seq])
             else:
                 remedy = (
                     "submit it again"
@@ -346,26 +344,20 @@ class Jobs:
 
         return verb
 
-    def replay_dead_letters(
-        self, after_seq: int, *, queue: str | None = None, task: str | None = None
-    ) -> Callable[[Transaction], tuple[int, int | None]]:
-        """Replay the next REPLAY_MAX dead letters beyond ``after_seq``: (how many, where to go on or None when that was all)."""
-
-        def verb(tx: Transaction) -> tuple[int, int | None]:
-            if queue is not None:
-                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_OF_QUEUE_AFTER, after_seq, REPLAY_MAX, queue)]
-            elif task is not None:
-                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_OF_TASK_AFTER, after_seq, REPLAY_MAX, task)]
-            else:
-                seqs = [seq for (seq,) in tx.run(sql.DEAD_LETTERS_AFTER, after_seq, REPLAY_MAX)]
-            return self._replay(tx, seqs), seqs[-1] if len(seqs) == REPLAY_MAX else None
-
-        return verb
-
-    def _replay(self, tx: Transaction, seqs: list[int]) -> int:
+    def replay(self, tx: Transaction, seqs: list[int]) -> int:
+        """Those of these rows that are dead letters go back to their queues; how many."""
         rows = tx.run(sql.REPLAY_IF_DEAD, json_text(seqs), self.turn(tx), tx.now_ms, tx.number) if seqs else []
         for _, queue, priority, _ in rows:
             tx.count(State.DEAD_LETTER, queue, -1)
+            tx.count(State.QUEUED, queue)
+            self.ready(tx, queue, priority)
+        return len(rows)
+
+    def run_now(self, tx: Transaction, seqs: list[int]) -> int:
+        """Those of these rows that wait for their next attempt get it now; how many."""
+        rows = tx.run(sql.RUN_NOW_IF_RETRYING, json_text(seqs), self.turn(tx), tx.now_ms, tx.number)
+        for _, queue, priority in rows:
+            tx.count(State.RETRYING, queue, -1)
             tx.count(State.QUEUED, queue)
             self.ready(tx, queue, priority)
         return len(rows)
@@ -379,8 +371,10 @@ class Jobs:
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
         """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
-        for a in attempts:  # now, and not in the verb: marks are written before verbs
+        for a in attempts:  # now, and not in the verb: marks and logs are written before verbs
             self._marks.pop(a.claimed.seq, None)
+            if a.log is not None:
+                a.log.end()
 
         def verb(tx: Transaction) -> int:
             tx.run(
@@ -408,7 +402,8 @@ def _plain_end(op: Operation) -> Operation | None:
     return Operation("end", plain, keep=True)
 
 
-def _find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:
+def find(tx: Transaction, job_id: str) -> tuple[int, State, str, int | None]:
+    """(seq, state, queue, lease) of a job. NotFound if there is none."""
     rows = tx.run(sql.STATE_BY_ID, job_id)
     if not rows:
         raise NotFound("job", job_id)

@@ -40,6 +40,7 @@ class Notices:
     def __init__(self) -> None:
         self._waiting: dict[str, list[Listener]] = {}
         self._lock = threading.Lock()
+        self.over = False  # the server stops: nobody is to wait for more
 
     def __repr__(self) -> str:
         return f"<Notices [{len(self._waiting)} jobs waited for]>"
@@ -58,6 +59,7 @@ class Notices:
         """The server stops: all who wait are called, and find the job as it is."""
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            self.over = True
         for job_id, listeners in waiting.items():
             for listener in listeners:
                 listener(job_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,29 +13,15 @@ from miniflow.errors import InvalidRequest, NotFound
 from miniflow.model import NewJob
 from miniflow.readers import Readers
 from miniflow.states import TERMINAL, WAITING, State
-from miniflow.writer import Writer
-
-SCAN_MAX = 20_000  # rows that a list without a fitting index looks at before it says how far it came
-PAGE_MAX = 500
-BEYOND = 1 << 62
-
-SEED_NAMES: dict[str, tuple[State, ...]] = {
-    "waiting": (State.PENDING, State.SCHEDULED, State.QUEUED, State.RETRYING),
-    "deferred": (State.PENDING,),
-    "in_progress": (State.RUNNING,),
-    "started": (State.RUNNING,),
-    "finished": (State.COMPLETED,),
-    "failed": (State.DEAD_LETTER,),
-    "canceled": (State.CANCELLED,),
-}
-"""Names that the states go by elsewhere, taken in filters."""
-
-
-_STATES = frozenset(state.value for state in State)
+from miniflow.writer import Writer, json_text
 
 
 class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A job as the API shows it. Times are RFC 3339 in UTC. What does not apply is left out."""
+    """A job as the API shows it. Times are RFC 3339 in UTC. What does not apply is left out.
+
+    ``change`` is the number of its last change, among all in the file: the higher, the later. The answer to a submit is written
+    before it has one.
+    """
 
     id: str
     task: str
@@ -65,6 +51,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     completed_at: str | None = None
     expires_at: str | None = None
     cancel_requested_at: str | None = None
+    change: int | None = None
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -81,6 +68,8 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class LogLine(msgspec.Struct, kw_only=True):
+    """A line of a job's log. ``id`` grows with each line; ``ts`` is RFC 3339 in UTC."""
+
     id: int
     level: str
     message: str
@@ -88,13 +77,44 @@ class LogLine(msgspec.Struct, kw_only=True):
     attempt: int
 
 
-class Page(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A page of jobs, newest first. ``total`` is left out where only counting rows could tell; ``next_cursor`` where this is the
-    last page."""
+class JobLog(NamedTuple):
+    """The log of a job: its row's number, its state, and the id of the last line as of then (0: there is none)."""
 
-    items: list[Job]
-    next_cursor: str | None = None
-    total: int | None = None
+    seq: int
+    state: State
+    last_id: int
+
+
+class LogFilter(NamedTuple):
+    """Which lines of a log are wanted; None is all."""
+
+    levels: frozenset[str] | None = None
+    attempt: int | None = None
+
+    @property
+    def levels_json(self) -> str | None:
+        return None if self.levels is None else msgspec.json.encode(sorted(self.levels)).decode()
+
+    def wants(self, line: LogLine) -> bool:
+        return (self.levels is None or line.level in self.levels) and self.attempt in (None, line.attempt)
+
+
+class QueueInfo(msgspec.Struct, kw_only=True):
+    """How many jobs of a queue are in each state. ``oldest_queued_age`` is how many seconds the one that has waited longest has
+    been ready; ``served``, whether workers of this server take jobs from it."""
+
+    name: str
+    pending: int = 0
+    scheduled: int = 0
+    queued: int = 0
+    running: int = 0
+    retrying: int = 0
+    completed: int = 0
+    dead_letter: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    oldest_queued_age: float | None = None
+    served: bool = True
 
 
 class Queries:
@@ -107,51 +127,6 @@ class Queries:
         if not rows:
             raise NotFound("job", job_id)
         return job_of_row(rows[0])
-
-    async def page(
-        self, *, status: str | None, queue: str | None, task: str | None, limit: int, cursor: str | None
-    ) -> Page:
-        """The jobs that fit, newest first. InvalidRequest for a status or cursor that is none."""
-        states = parse_status(status)
-        before = parse_cursor(cursor)
-        scanned_to = None
-        if queue is None and task is None:
-            if states is None:
-                rows = await self._readers.fetch(sql.LIST_JOBS, before, limit + 1)
-            elif len(states) == 1:
-                rows = await self._readers.fetch(sql.LIST_JOBS_BY_STATE, before, limit + 1, states[0])
-            else:
-                rows = await self._readers.fetch(
-                    sql.LIST_JOBS_BY_STATES, before, limit + 1, msgspec.json.encode(states).decode()
-                )
-        else:
-            if states is not None and len(states) > 1:
-                raise InvalidRequest("status", "takes one state where queue or task is given")
-            state = states[0] if states else None
-            filters = (before, limit + 1, queue, task, SCAN_MAX)
-            if state is None:
-                rows = await self._readers.fetch(sql.SCAN_JOBS, *filters)
-                scanned_to = await self._readers.fetch(sql.SCANNED_TO, before, SCAN_MAX)
-            else:
-                rows = await self._readers.fetch(sql.SCAN_JOBS_BY_STATE, *filters, state)
-                scanned_to = await self._readers.fetch(sql.SCANNED_TO_BY_STATE, before, SCAN_MAX, state)
-        next_cursor = _cursor(rows[limit - 1][0]) if len(rows) > limit else None
-        if next_cursor is None and scanned_to and scanned_to[0][0] is not None and scanned_to[0][0] > 1:
-            next_cursor = _cursor(scanned_to[0][0])
-        return Page(
-            items=[job_of_row(row, listed=True) for row in rows[:limit]],
-            next_cursor=next_cursor,
-            total=self._total(states, queue, task),
-        )
-
-    def _total(self, states: list[State] | None, queue: str | None, task: str | None) -> int | None:
-        if task is not None:
-            return None
-        counters = self._writer.counters
-        wanted = list(State) if states is None else states
-        return sum(
-            n for state in wanted for label, n in counters.get(state, {}).items() if queue is None or label == queue
-        )
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         rows = await self._readers.fetch(sql.ATTEMPTS_OF_JOB, job_id)
@@ -176,19 +151,42 @@ class Queries:
         rows = self._readers.point(sql.LAST_TRACEBACK, job_id)
         return rows[0][0] if rows else None
 
-    async def logs(self, job_id: str, *, after_id: int, limit: int, level: str | None) -> list[LogLine]:
-        if not self._readers.point(sql.STATE_AND_RESULT_BY_ID, job_id):
+    def log(self, job_id: str) -> JobLog:
+        """What there is to know of a log before its lines. NotFound if there is no such job."""
+        rows = self._readers.point(sql.LOG_OF_JOB, job_id)
+        if not rows:
             raise NotFound("job", job_id)
-        if level is not None and level.upper() not in LEVELS:
-            raise InvalidRequest("level", f"{level!r} is none of {', '.join(LEVELS)}")
-        if level is None:
-            rows = await self._readers.fetch(sql.LOGS_OF_JOB, job_id, after_id, limit)
-        else:
-            rows = await self._readers.fetch(sql.LOGS_OF_JOB_BY_LEVEL, job_id, after_id, limit, level.upper())
+        seq, state, last_id = rows[0]
+        return JobLog(seq, State(state), last_id or 0)
+
+    async def log_lines(self, seq: int, after_id: int, limit: int, which: LogFilter) -> list[LogLine]:
+        """The next lines after ``after_id``, oldest first."""
+        rows = await self._readers.fetch(sql.LOG_LINES, seq, after_id, limit, which.levels_json, which.attempt)
         return [
             LogLine(id=n, level=lvl, message=message, ts=rfc3339(ts) or "", attempt=attempt)
             for n, lvl, message, ts, attempt in rows
         ]
+
+    async def log_tail(self, seq: int, after_id: int, lines: int, which: LogFilter) -> int | None:
+        """The ``after_id`` with which the last so many lines are the next ones; None if there are none."""
+        ((first,),) = await self._readers.fetch(sql.LOG_TAIL, seq, after_id, lines, which.levels_json, which.attempt)
+        return None if first is None else first - 1
+
+    async def queues(self, named: set[str], now_ms: int) -> list[QueueInfo]:
+        """All queues that had a job, and those that are ``named``."""
+        counters = self._writer.counters
+        names = sorted(named.union(counters.get("queue", {}), *(counters.get(state, {}) for state in State)))
+        queued = json_text(list(counters.get(State.QUEUED, {})))
+        ready_at = dict(await self._readers.fetch(sql.OLDEST_READY, queued))
+        found = []
+        for name in names:
+            info = QueueInfo(name=name)
+            for state in State:
+                setattr(info, state, counters.get(state, {}).get(name, 0))
+            if info.queued and name in ready_at:
+                info.oldest_queued_age = max(now_ms - ready_at[name], 0) / 1000
+            found.append(info)
+        return found
 
     def alive(self) -> bool:
         """Whether the file answers."""
@@ -201,7 +199,7 @@ class Queries:
 def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
     """The shape of a row of ``statements.JOB`` plus payload and result. In a list there is no result, not even that of None."""
     (
-        _seq, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at,
+        _seq, changed, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at,
         created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, _options, tags,
         meta, progress, last_error, payload, result,
     ) = row  # fmt: skip
@@ -234,6 +232,7 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
         completed_at=rfc3339(completed_at),
         expires_at=rfc3339(expires_at),
         cancel_requested_at=rfc3339(cancel_at),
+        change=changed,
     )
 
 
@@ -289,33 +288,15 @@ def is_terminal(job: Job) -> bool:
     return State(job.status) in TERMINAL
 
 
-def parse_status(status: str | None) -> list[State] | None:
-    """States of a filter: names separated by commas, ours or those of other systems."""
-    if not status:
+def parse_levels(level: str | None) -> frozenset[str] | None:
+    """Levels of a filter: names separated by commas, in any case."""
+    if not level:
         return None
-    found: list[State] = []
-    for name in (part.strip() for part in status.split(",")):
-        if name in _STATES:
-            found.append(State(name))
-        elif name in SEED_NAMES:
-            found += SEED_NAMES[name]
-        else:
-            raise InvalidRequest(
-                "status", f"{name!r} is no state; there are {', '.join(State)}, and {', '.join(SEED_NAMES)}"
-            )
-    return list(dict.fromkeys(found))
-
-
-def _cursor(seq: int) -> str:
-    return f"s{seq}"
-
-
-def parse_cursor(cursor: str | None) -> int:
-    if not cursor:
-        return BEYOND
-    if cursor[0] != "s" or not cursor[1:].isascii() or not cursor[1:].isdigit() or len(cursor) > 19:
-        raise InvalidRequest("cursor", "is none that a page has given")
-    return int(cursor[1:])
+    names = frozenset(name.strip().upper() for name in level.split(","))
+    for name in names:
+        if name not in LEVELS:
+            raise InvalidRequest("level", f"{name!r} is none of {', '.join(LEVELS)}")
+    return names
 
 
 def _raw(text: str | None) -> msgspec.Raw | msgspec.UnsetType:

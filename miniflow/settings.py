@@ -8,6 +8,7 @@ place it came from. The README's table is held against this one by a test.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def _at_least(least: float, kind: Any = int) -> Any:
 _COUNT = _at_least(1)
 _SECONDS = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
+
 SETTINGS = (
     Setting("db", str, "miniflow.db", "the database file; made if it does not exist"),
     Setting("host", str, "127.0.0.1", "the address to listen on; any but a loopback one needs a token"),
@@ -52,10 +55,16 @@ SETTINGS = (
     Setting("grace", _SECONDS, 30.0, "seconds that running jobs get to end when the server stops"),
     Setting("log_dir", str, "./logs", "the folder of app.log"),
     Setting("log_level", Literal["debug", "info", "warning", "error"], "info", "how much goes to the log"),
+    Setting(
+        "log_format", Literal["text", "json"], "text", "how the log is written: lines of text, or a JSON object a line"
+    ),
     Setting("reload", bool, False, "take up task files that change"),
     Setting("token", str, "", "the bearer token that requests must carry; empty: none is asked for"),
     Setting("insecure", bool, False, "listen on any address without a token"),
     Setting("allowed_hosts", str, "", "further host names that requests may be addressed to, separated by commas"),
+    Setting(
+        "cors_origins", str, "", "origins whose pages may use the API from a browser, separated by commas; `*`: any"
+    ),
     Setting("timeout", _SECONDS, 900.0, "seconds that a job may run, where neither it nor its task says; 0: no limit"),
     Setting(
         "stop_grace",
@@ -67,7 +76,7 @@ SETTINGS = (
     Setting("max_body_bytes", _COUNT, 67_108_864, "size of a request's body (a batch)"),
     Setting("max_batch", _COUNT, 10_000, "jobs in one batch"),
     Setting("max_result_bytes", _COUNT, 10_485_760, "size of one job's result"),
-    Setting("max_log_bytes", _COUNT, 20_971_520, "size of one attempt's log"),
+    Setting("max_log_bytes", _COUNT, 20_971_520, "size of one job's log; beyond it the middle is left out"),
     Setting("max_queue", _COUNT, 10_000_000, "jobs that may wait; beyond it submits get 429"),
     Setting("max_queues", _COUNT, 1_000, "names of queues"),
     Setting(
@@ -93,10 +102,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace: float = 30.0
     log_dir: str = "./logs"
     log_level: str = "info"
+    log_format: str = "text"
     reload: bool = False
     token: str = ""
     insecure: bool = False
     allowed_hosts: str = ""
+    cors_origins: str = ""
     timeout: float = 900.0
     stop_grace: float = 3.0
     max_payload_bytes: int = 1_048_576
@@ -111,6 +122,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def queue_order(self) -> list[str]:
         return [name.strip() for name in self.queues.split(",") if name.strip()]
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """``cors_origins`` one by one, as browsers send them: in small letters, with no slash at the end."""
+        return frozenset(name.strip().lower() for name in self.cors_origins.split(",") if name.strip())
 
 
 def load(
@@ -160,7 +176,21 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("--queues names no queue; give names separated by commas, or * for all")
     if len(set(settings.queue_order)) < len(settings.queue_order):
         raise SettingsError(f"--queues names a queue twice: {settings.queues}")
+    _check_origins(settings)
     if settings.token and len(settings.token) < 16:
         raise SettingsError(
             "--token is shorter than 16 characters; make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`"
+        )
+
+
+def _check_origins(settings: Settings) -> None:
+    for origin in settings.origins - {"*"}:
+        if not _ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"--cors-origins: {origin!r} is no origin; give scheme://host or scheme://host:port with nothing after it, "
+                "such as https://app.example, several separated by commas, or * for any"
+            )
+    if "*" in settings.origins and not settings.token and not settings.insecure:
+        raise SettingsError(
+            "--cors-origins=* lets the page of any site submit jobs here: name the origins, or set a --token, or say --insecure"
         )

@@ -1,4 +1,4 @@
-"""All SQL of the running system, by name.
+"""All SQL of the running system, by name. (What is put together for a list is in ``list_statements``.)
 
 A statement takes a whole batch: one JSON parameter through ``json_each``, one call. Every call into SQLite gives the GIL
 away, and getting it back costs up to a switch interval while another thread computes; so it is calls that are counted here,
@@ -119,10 +119,18 @@ FROM json_each(?1) p
 WHERE jobs.seq = p.value ->> 0 AND jobs.lease = p.value ->> 1
 """
 
-# A line: [job_seq, attempt, level, ts, message]
+# The lines of all jobs that a group has. A line: [job_seq, attempt, level, ts, message]
 INSERT_LOGS = """
 INSERT INTO logs (job_seq, attempt, level, ts, message)
 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?1)
+"""
+
+LAST_LOG_ID = "SELECT max(id) FROM logs WHERE job_seq = ?1"
+
+# What the next ?4 lines between ?2 and ?3 take as text, ?5 bytes of each before its message; and how far that came.
+LOG_BYTES = """
+SELECT max(id), coalesce(sum(n), 0) + ?5 * count(*)
+FROM (SELECT id, octet_length(message) AS n FROM logs WHERE job_seq = ?1 AND id > ?2 AND id <= ?3 ORDER BY id LIMIT ?4)
 """
 
 # -------------------------------------------------------------------------------------------------------------- the clock
@@ -169,13 +177,12 @@ STATE_BY_ID = "SELECT seq, state, queue, task, lease, cancel_requested_at FROM j
 CANCEL_IF_WAITING = """
 UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, changed = ?3,
                 cancel_requested_at = ?2
-WHERE seq = ?1 AND state IN ('pending', 'scheduled', 'queued', 'retrying')
-RETURNING seq
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('pending', 'scheduled', 'queued', 'retrying')
 """
 
 REQUEST_CANCEL_IF_LEASED = """
 UPDATE jobs NOT INDEXED SET cancel_requested_at = coalesce(cancel_requested_at, ?2), updated_at = ?2, changed = ?3
-WHERE seq = ?1 AND lease IS NOT NULL
+WHERE seq IN (SELECT value FROM json_each(?1)) AND lease IS NOT NULL
 """
 
 # Counts start anew; the history of attempts stays, under the numbers it had.
@@ -188,16 +195,25 @@ RETURNING seq, queue, priority, id
 
 RUN_NOW_IF_RETRYING = """
 UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, run_at = NULL
-WHERE seq = ?1 AND state = 'retrying'
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'retrying'
 RETURNING seq, queue, priority
 """
 
-DEAD_LETTERS_AFTER = "SELECT seq FROM jobs WHERE state = 'dead_letter' AND seq > ?1 ORDER BY seq LIMIT ?2"
-DEAD_LETTERS_OF_QUEUE_AFTER = """
-SELECT seq FROM jobs WHERE state = 'dead_letter' AND seq > ?1 AND queue = ?3 ORDER BY seq LIMIT ?2
+# What a bulk verb must know of its rows: one JSON array of [seq, id, state, queue, leased].
+STANDING_OF_JOBS = """
+SELECT json_group_array(json_array(seq, id, state, queue, lease IS NOT NULL))
+FROM jobs NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?1))
 """
-DEAD_LETTERS_OF_TASK_AFTER = """
-SELECT seq FROM jobs WHERE state = 'dead_letter' AND seq > ?1 AND task = ?3 ORDER BY seq LIMIT ?2
+
+# Attempts and log lines go with their job.
+COUNT_ENDED = """
+SELECT state, queue, count(*) FROM jobs NOT INDEXED
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
+GROUP BY state, queue
+"""
+DELETE_IF_ENDED = """
+DELETE FROM jobs NOT INDEXED
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
 """
 
 # ------------------------------------------------------------------------------------------------------ a dead process
@@ -240,6 +256,65 @@ ON CONFLICT (name, label) DO UPDATE SET n = n + excluded.n
 """
 ALL_COUNTERS = "SELECT name, label, n FROM counters"
 
+# -------------------------------------------------------------------------------------------------------------- figures
+
+# ?1 the minute, ?2 JSON array of [name, label, n]
+ADD_TO_MINUTE = """
+INSERT INTO minutes (minute, name, label, n) SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true
+ON CONFLICT (minute, name, label) DO UPDATE SET n = n + excluded.n
+"""
+SET_IN_MINUTE = """
+INSERT INTO minutes (minute, name, label, n) SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true
+ON CONFLICT (minute, name, label) DO UPDATE SET n = excluded.n
+"""
+PRUNE_MINUTES = """
+DELETE FROM minutes WHERE (minute, name, label) IN (
+  SELECT minute, name, label FROM minutes WHERE minute < ?1 ORDER BY minute, name, label LIMIT ?2)
+"""
+LAST_CHANGE_AT = (
+    "SELECT (SELECT updated_at FROM jobs INDEXED BY jobs_changed WHERE changed > 0 ORDER BY changed DESC LIMIT 1)"
+)
+
+# One row a minute, its figures as a JSON object of objects: name -> label -> n.
+MINUTES_BETWEEN = """
+SELECT minute, json_group_object(name, json(figures)) FROM (
+  SELECT minute, name, json_group_object(label, n) AS figures FROM minutes
+  WHERE minute >= ?1 AND minute < ?2 GROUP BY minute, name)
+GROUP BY minute ORDER BY minute
+"""
+# Hours since the epoch from the minute ?1 on; those of hour NULL are counted and not in the table yet.
+THROUGHPUT_SINCE = """
+SELECT minute / 60, name, sum(n) FROM minutes WHERE minute >= ?1 AND name IN ('enqueued', 'finished', 'failed') GROUP BY 1, 2
+UNION ALL
+SELECT NULL, replace(name, 'minutes ', ''), sum(CASE WHEN name LIKE 'minutes %' THEN -n ELSE n END) FROM counters
+WHERE name IN ('enqueued', 'finished', 'failed', 'minutes enqueued', 'minutes finished', 'minutes failed') GROUP BY 1, 2
+"""
+
+# When the job that has waited longest in each queue (?1, JSON array of names) became ready. Those of one priority lie in the
+# index in the order of their turns, so it is the first of each; and those that are claimed and not begun.
+OLDEST_READY = """
+WITH RECURSIVE levels (queue, priority) AS (
+  SELECT q.value, (SELECT max(i.priority) FROM jobs i INDEXED BY jobs_ready
+                   WHERE i.queue = q.value AND i.state = 'queued' AND i.lease IS NULL)
+  FROM json_each(?1) q
+  UNION ALL
+  SELECT queue, (SELECT max(i.priority) FROM jobs i INDEXED BY jobs_ready
+                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.priority < levels.priority)
+  FROM levels WHERE priority IS NOT NULL)
+SELECT queue, min(ready_at) FROM (
+  SELECT queue, (SELECT i.updated_at FROM jobs i INDEXED BY jobs_ready
+                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.priority = levels.priority
+                 ORDER BY i.turn, i.seq LIMIT 1) AS ready_at
+  FROM levels WHERE priority IS NOT NULL
+  UNION ALL
+  SELECT queue, updated_at FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL AND state = 'queued')
+WHERE ready_at IS NOT NULL GROUP BY queue
+"""
+MEAN_RUN_MS = """
+SELECT avg(completed_at - started_at) FROM (
+  SELECT completed_at, started_at FROM jobs INDEXED BY jobs_by_state WHERE state = 'completed' ORDER BY seq DESC LIMIT ?1)
+"""
+
 # ----------------------------------------------------------------------------------------------- huey's locks and limits
 
 TASKS_IN_STATES = """
@@ -259,7 +334,7 @@ KV_CLEAR = "DELETE FROM kv"
 
 # -------------------------------------------------------------------------------------------------------------- reading
 
-JOB = """seq, id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
+JOB = """seq, changed, id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
   started_at, completed_at, cancel_requested_at, idempotency_key, request_id, worker_id, description, options, tags, meta, progress, last_error"""
 
 JOB_BY_ID = f"SELECT {JOB}, payload, result FROM jobs WHERE id = ?1"
@@ -267,27 +342,48 @@ STATE_AND_RESULT_BY_ID = "SELECT state, result, last_error, run_at, completed_at
 
 # Lists leave long payloads out and never carry results: a page of a hundred jobs stays a page.
 LISTED = f"{JOB}, CASE WHEN octet_length(payload) <= 4096 THEN payload END, NULL"
-LIST_JOBS = f"SELECT {LISTED} FROM jobs WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2"
-LIST_JOBS_BY_STATE = f"SELECT {LISTED} FROM jobs WHERE state = ?3 AND seq < ?1 ORDER BY seq DESC LIMIT ?2"
-LIST_JOBS_BY_STATES = f"""
-SELECT {LISTED} FROM jobs WHERE seq IN (
-  SELECT b.seq FROM json_each(?3) s CROSS JOIN jobs b ON b.seq IN (
-    SELECT i.seq FROM jobs i INDEXED BY jobs_by_state WHERE i.state = s.value AND i.seq < ?1 ORDER BY i.seq DESC LIMIT ?2))
-ORDER BY seq DESC LIMIT ?2
+
+# A list that is narrowed, and what a bulk verb is meant for: see ``list_statements``.
+
+FIND_BY_ID = """
+SELECT count(*), json_group_array(j.seq) FILTER (WHERE j.state IN (SELECT value FROM json_each(?2)))
+FROM (SELECT DISTINCT value FROM json_each(?1)) i CROSS JOIN jobs j ON j.id = i.value
 """
-# With a queue or a task there is no index to walk: at most ?5 rows are looked at, and the cursor says how far that came.
-SCAN_JOBS = f"""
-SELECT {LISTED} FROM (SELECT * FROM jobs WHERE seq < ?1 ORDER BY seq DESC LIMIT ?5)
-WHERE (?3 IS NULL OR queue = ?3) AND (?4 IS NULL OR task = ?4) ORDER BY seq DESC LIMIT ?2
+
+# Where nothing but a walk finds the rows, a list looks at so many and says how far it came. Of each state (?1, JSON array) between
+# the seqs ?2 and ?3 that is the row after ?4 others, and of several states the nearest; by change it is counted from (?1, ?2) on.
+EDGE_OF_STATES_DOWN = """
+SELECT max((SELECT i.seq FROM jobs i INDEXED BY jobs_by_state WHERE i.state = s.value AND i.seq >= ?2 AND i.seq <= ?3
+            ORDER BY i.seq DESC LIMIT 1 OFFSET ?4)) FROM json_each(?1) s
 """
-SCAN_JOBS_BY_STATE = f"""
-SELECT {LISTED} FROM (SELECT * FROM jobs WHERE state = ?6 AND seq < ?1 ORDER BY seq DESC LIMIT ?5)
-WHERE (?3 IS NULL OR queue = ?3) AND (?4 IS NULL OR task = ?4) ORDER BY seq DESC LIMIT ?2
+EDGE_OF_STATES_UP = """
+SELECT min((SELECT i.seq FROM jobs i INDEXED BY jobs_by_state WHERE i.state = s.value AND i.seq >= ?2 AND i.seq <= ?3
+            ORDER BY i.seq LIMIT 1 OFFSET ?4)) FROM json_each(?1) s
 """
-SCANNED_TO = "SELECT min(seq) FROM (SELECT seq FROM jobs WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2)"
-SCANNED_TO_BY_STATE = (
-    "SELECT min(seq) FROM (SELECT seq FROM jobs WHERE state = ?3 AND seq < ?1 ORDER BY seq DESC LIMIT ?2)"
+EDGE_OF_CHANGES_DOWN = """
+SELECT changed, seq FROM jobs INDEXED BY jobs_changed WHERE (changed, seq) <= (?1, ?2)
+ORDER BY changed DESC, seq DESC LIMIT 1 OFFSET ?3
+"""
+EDGE_OF_CHANGES_UP = """
+SELECT changed, seq FROM jobs INDEXED BY jobs_changed WHERE (changed, seq) >= (?1, ?2) ORDER BY changed, seq LIMIT 1 OFFSET ?3
+"""
+FIRST_FROM = "SELECT seq, created_at FROM jobs WHERE seq >= ?1 ORDER BY seq LIMIT 1"
+LAST_TO = "SELECT seq, created_at FROM jobs WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"
+SEQ_BY_ID = "SELECT seq FROM jobs WHERE id = ?1"
+# A job without a key of its own goes by its id.
+SEQ_BY_KEY = """
+SELECT seq FROM jobs WHERE idempotency_key = ?1
+UNION ALL SELECT seq FROM jobs WHERE id = ?1 AND idempotency_key IS NULL LIMIT 1
+"""
+
+# For followers: what changed after (?1, ?2), and one job; both without payload and result.
+CHANGED_AFTER = f"""
+SELECT {JOB}, NULL, NULL FROM jobs INDEXED BY jobs_changed WHERE (changed, seq) > (?1, ?2) ORDER BY changed, seq LIMIT ?3
+"""
+LAST_CHANGE = (
+    "SELECT changed, seq FROM jobs INDEXED BY jobs_changed WHERE changed >= 0 ORDER BY changed DESC, seq DESC LIMIT 1"
 )
+CHANGE_OF_JOB = f"SELECT {JOB}, NULL, NULL FROM jobs WHERE id = ?1"
 
 ATTEMPTS_OF_JOB = """
 SELECT attempt, outcome, worker_id, started_at, finished_at, error_type, error, traceback
@@ -296,14 +392,30 @@ FROM job_attempts WHERE job_id = ?1 ORDER BY coalesce(finished_at, 9e15), attemp
 LAST_TRACEBACK = """
 SELECT a.traceback FROM attempts a JOIN jobs j ON j.seq = a.job_seq WHERE j.id = ?1 ORDER BY a.id DESC LIMIT 1
 """
-LOGS_OF_JOB = """
-SELECT l.id, l.level, l.message, l.ts, l.attempt FROM jobs j CROSS JOIN logs l ON l.job_seq = j.seq
-WHERE j.id = ?1 AND l.id > ?2 ORDER BY l.id LIMIT ?3
+LOG_OF_JOB = "SELECT seq, state, (SELECT max(id) FROM logs WHERE job_seq = seq) FROM jobs WHERE id = ?1"
+# The index gives the lines of one job in order; level (a JSON array of names) and attempt only pick among them.
+LOG_LINES = """
+SELECT id, level, message, ts, attempt FROM logs
+WHERE job_seq = ?1 AND id > ?2 AND (?4 IS NULL OR level IN (SELECT value FROM json_each(?4))) AND (?5 IS NULL OR attempt = ?5)
+ORDER BY id LIMIT ?3
 """
-LOGS_OF_JOB_BY_LEVEL = """
-SELECT l.id, l.level, l.message, l.ts, l.attempt FROM jobs j CROSS JOIN logs l ON l.job_seq = j.seq
-WHERE j.id = ?1 AND l.id > ?2 AND l.level = ?4 ORDER BY l.id LIMIT ?3
+# The first of the last ?3 of them.
+LOG_TAIL = """
+SELECT min(id) FROM (
+  SELECT id FROM logs
+  WHERE job_seq = ?1 AND id > ?2 AND (?4 IS NULL OR level IN (SELECT value FROM json_each(?4))) AND (?5 IS NULL OR attempt = ?5)
+  ORDER BY id DESC LIMIT ?3)
 """
 META_GET = "SELECT value FROM meta WHERE key = ?1"
 META_PUT = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)"
 TRANSITIONS = "SELECT from_state, to_state, needs_lease FROM transitions ORDER BY from_state, to_state"
+
+# ----------------------------------------------------------------------------------------------------------- benchmarks
+
+# Of a file whose server has stopped: these walk all jobs.
+JOBS_BY_TASK_AND_STATE = "SELECT task, state, count(*), sum(attempt), max(completed_at) FROM jobs GROUP BY task, state"
+# Milliseconds from accepted to begun, and how many jobs waited so long; of those accepted in [?1, ?2) and begun once.
+WAITS_OF_FIRST_ATTEMPTS = """
+SELECT max(started_at - created_at, 0), count(*) FROM jobs
+WHERE attempt = 1 AND started_at IS NOT NULL AND created_at >= ?1 AND created_at < ?2 GROUP BY 1
+"""

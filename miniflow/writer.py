@@ -24,6 +24,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -35,6 +36,7 @@ from miniflow import statements
 from miniflow.clock import Clock
 from miniflow.db import WAL_LIMIT_BYTES
 from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked
+from miniflow.histogram import Histogram
 from miniflow.notices import Changes
 from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
 
@@ -130,6 +132,7 @@ class Writer:
         self._idle = False
         self._lingering = False
         self._awaited = False  # somebody waits for an operation in the queue
+        self.hurried = False  # somebody waits for the group that is being written
         self._soon = False  # nobody waits, but a group is due within LINGER_S
         self._closing = False
         self._over = False  # the thread looks at the queue no more
@@ -141,6 +144,7 @@ class Writer:
         for name, label, n in rows:
             self.counters.setdefault(name, {})[label] = n
         self.changes = Changes()
+        self.group_sizes, self.commit_times = Histogram(), Histogram(50e-6)  # operations; seconds
         self.groups = 0
         self.operations = 0
 
@@ -303,12 +307,12 @@ class Writer:
 
     def _group(self) -> None:
         batch: list[Operation] = []
-        self._awaited = self._soon = (
-            False  # before the queue is emptied: what comes in between is only waited for less patiently
-        )
+        # Before the queue is emptied: what comes in between is only waited for less patiently.
+        self.hurried, self._awaited, self._soon = self._awaited, False, False
         while self._queue and len(batch) < GROUP_OPERATIONS_MAX:
             batch.append(self._queue.popleft())
         self._write(batch)
+        self.group_sizes.observe(len(batch))
         self.groups += 1
         self.operations += len(batch)
         for loop in self._loops:
@@ -319,7 +323,9 @@ class Writer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._fill(transaction, batch)
+            began = time.perf_counter()
             self._connection.execute("COMMIT")
+            self.commit_times.observe(time.perf_counter() - began)
         except apsw.FullError:
             self._roll_back(transaction)
             self._postpone(

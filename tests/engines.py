@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import msgspec
 
-from miniflow import registry
+from miniflow import capture, registry
 from miniflow.engine import Engine
 from miniflow.huey_adapter import JobsHuey
 from miniflow.intake import Submission
@@ -145,6 +145,7 @@ class Engines:
         engine.async_lane.close()
         engine.huey.detach()
         engine.database.close()
+        capture.remove()
 
 
 def registry_of(specs: Registry | Callable[..., Any] | Iterable[Callable[..., Any]]) -> Registry:

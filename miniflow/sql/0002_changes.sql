@@ -6,7 +6,7 @@ ALTER TABLE jobs ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX jobs_changed ON jobs (changed);
 
 -- What happened in a minute, for charts: `minute` is minutes since the epoch (UTC); `name` and `label` are those of a counter, or
--- of a sum or a gauge (see metrics.py).
+-- of a sum or a gauge (see minutes.py).
 CREATE TABLE minutes (
   minute INTEGER NOT NULL,
   name   TEXT    NOT NULL,
@@ -14,6 +14,9 @@ CREATE TABLE minutes (
   n      ANY     NOT NULL,
   PRIMARY KEY (minute, name, label)
 ) STRICT, WITHOUT ROWID;
+-- How much of a counter is in `minutes` is a counter too. What was counted before there were minutes belongs to none.
+INSERT INTO counters (name, label, n)
+  SELECT 'minutes ' || name, label, n FROM counters WHERE name IN ('enqueued', 'finished', 'failed', 'attempts_failed');
 
 -- The moves of a job, from its row and the history of its attempts. What nobody wrote down is not in it: when a delayed job became
 -- ready, when a dead letter was replayed.

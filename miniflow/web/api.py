@@ -11,10 +11,10 @@ from litestar import MediaType, Request, Response, get, post
 from litestar.params import Parameter
 
 from miniflow import __version__
-from miniflow.errors import InvalidRequest, MiniFlowError, NotFound
+from miniflow.errors import InvalidRequest, MiniFlowError
 from miniflow.intake import decode_submission
 from miniflow.model import NewJob
-from miniflow.queries import PAGE_MAX, Attempt, Job, LogLine, Page, is_terminal, job_of_new
+from miniflow.queries import Attempt, Job, is_terminal, job_of_new
 from miniflow.states import State
 from miniflow.web.backend import Backend
 from miniflow.web.problems import decoded
@@ -25,7 +25,6 @@ AnyRequest = Request[Any, Any, Any]
 Wait = Annotated[
     float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the job to end, at most 60")
 ]
-Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="jobs on a page")]
 
 _encode = msgspec.json.Encoder().encode
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -100,26 +99,6 @@ def split_batch(body: bytes, content_type: str) -> list[bytes]:
 # ----------------------------------------------------------------------------------------------------------------- looking
 
 
-@get("/api/v1/jobs", summary="List jobs, newest first")
-async def list_jobs(
-    backend: Backend,
-    status: str | None = None,
-    queue: str | None = None,
-    task: str | None = None,
-    limit: Limit = 50,
-    cursor: str | None = None,
-) -> Response[bytes]:
-    """A page of jobs. Long payloads and all results are left out; a job by its id has them."""
-    page: Page = await backend.queries.page(status=status, queue=queue, task=task, limit=limit, cursor=cursor)
-    return respond(page)
-
-
-@get("/api/v1/jobs/{job_id:str}", summary="One job")
-async def get_job(job_id: str, backend: Backend, wait: Wait = None) -> Response[bytes]:
-    """The job as it is now; with ``wait``, as soon as it has ended, at most so many seconds later."""
-    return respond(await find_job(backend, job_id, wait))
-
-
 @get("/api/v1/jobs/{job_id:str}/result", summary="The result of a job")
 async def get_result(job_id: str, backend: Backend, wait: Wait = None) -> Response[bytes]:
     """200 with the result; 202 while there is none yet; 409 with the error if there will be none."""
@@ -148,19 +127,6 @@ async def get_attempts(job_id: str, backend: Backend) -> Response[bytes]:
     """Each execution of the job, oldest first, with its error and traceback."""
     attempts: list[Attempt] = await backend.queries.attempts(job_id)
     return respond({"items": attempts})
-
-
-@get("/api/v1/jobs/{job_id:str}/logs", summary="The log of a job")
-async def get_logs(
-    job_id: str,
-    backend: Backend,
-    after_id: Annotated[int, Parameter(ge=0)] = 0,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-    level: str | None = None,
-) -> Response[bytes]:
-    """Lines of the job's log, oldest first; ``next_after_id`` goes on from where this page ends."""
-    lines: list[LogLine] = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
-    return respond({"items": lines, "next_after_id": lines[-1].id if lines else after_id})
 
 
 async def find_job(backend: Backend, job_id: str, wait_s: float | None = None) -> Job:
@@ -211,79 +177,18 @@ async def retry_job(job_id: str, backend: Backend) -> Response[bytes]:
     return respond(backend.queries.job(job_id))
 
 
-class ReplayFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which dead letters to replay; without any field, all."""
-
-    queue: str | None = None
-    task: str | None = None
-
-
-_decode_filter = msgspec.json.Decoder(ReplayFilter).decode
-
-
-@get("/api/v1/dead-letters", summary="List the jobs that failed for good")
-async def list_dead_letters(
-    backend: Backend, queue: str | None = None, task: str | None = None, limit: Limit = 50, cursor: str | None = None
-) -> Response[bytes]:
-    page: Page = await backend.queries.page(
-        status=State.DEAD_LETTER, queue=queue, task=task, limit=limit, cursor=cursor
-    )
-    return respond(page)
-
-
-@post("/api/v1/dead-letters/replay", summary="Replay dead letters", status_code=200)
-async def replay_dead_letters(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """All of them, or those of one queue or task. Says how many went back to their queues."""
-    wanted = decoded(_decode_filter, await request.body() or b"{}")
-    if wanted.queue is not None and wanted.task is not None:
-        raise InvalidRequest("task", "cannot be given together with queue; give one of the two")
-    replayed = 0
-    after: int | None = 0
-    while after is not None:
-        n, after = await backend.verb(backend.jobs.replay_dead_letters(after, queue=wanted.queue, task=wanted.task))
-        replayed += n
-    return respond({"replayed": replayed})
-
-
-@post("/api/v1/dead-letters/{job_id:str}/replay", summary="Replay one dead letter", status_code=200)
-async def replay_dead_letter(job_id: str, backend: Backend) -> Response[bytes]:
-    job = backend.queries.job(job_id)
-    if job.status != State.DEAD_LETTER:
-        raise NotFound("dead letter", job_id)
-    await backend.verb(backend.jobs.retry(job_id))
-    return respond(backend.queries.job(job_id))
-
-
 # -------------------------------------------------------------------------------------------------------------- the server
-
-
-@get("/api/v1/tasks", summary="The tasks that can be submitted")
-async def list_tasks(backend: Backend) -> Response[bytes]:
-    items = [
-        {
-            "name": spec.name,
-            "description": spec.description,
-            "queue": spec.queue,
-            "executor": spec.executor,
-            "schema": spec.binding.json_schema(),
-        }
-        for spec in sorted(backend.registry, key=lambda spec: spec.name)
-    ]
-    return respond({"items": items})
-
-
-@get("/openapi.json", include_in_schema=False)
-async def openapi_document(request: AnyRequest) -> Response[bytes]:
-    return respond(request.app.openapi_schema.to_schema())
 
 
 @get("/health", summary="Is the process alive?")
 async def health() -> Response[bytes]:
+    """As long as it answers, it is."""
     return respond({"ok": True, "status": "ok"})
 
 
 @get("/api/v1/health", summary="Is the service healthy?")
 async def api_health(backend: Backend) -> Response[bytes]:
+    """200 while its database answers and jobs are accepted; else 503."""
     available = _database_answers(backend)
     status = "healthy" if available and backend.jobs.accepting else "unhealthy"
     body = {"name": "MiniFlow", "status": status, "version": f"v{__version__}", "databaseAvailable": available}
@@ -315,18 +220,10 @@ def _database_answers(backend: Backend) -> bool:
 ROUTES = [
     submit_job,
     submit_batch,
-    list_jobs,
-    get_job,
     get_result,
     get_attempts,
-    get_logs,
     cancel_job,
     retry_job,
-    list_dead_letters,
-    replay_dead_letters,
-    replay_dead_letter,
-    list_tasks,
-    openapi_document,
     health,
     api_health,
     ready,

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from miniflow.clock import Clock
+from miniflow.feed import Feed
 from miniflow.intake import Intake
 from miniflow.jobs import Jobs
+from miniflow.listing import Listing
+from miniflow.metrics import Metrics
+from miniflow.minutes import History
 from miniflow.model import Accepted, NewJob
 from miniflow.notices import Notices
 from miniflow.operations import LoopWaiter
 from miniflow.queries import Queries
 from miniflow.registry import Registry
+from miniflow.roster import Roster
 from miniflow.settings import Settings
 from miniflow.writer import Transaction, Writer
 
@@ -26,9 +31,15 @@ class Backend:
     intake: Intake
     jobs: Jobs
     notices: Notices
+    log_notices: Notices
     queries: Queries
+    listing: Listing
+    feed: Feed
+    roster: Roster
     writer: Writer
     waiter: LoopWaiter
+    metrics: Metrics
+    history: History
 
     async def insert(self, jobs: list[NewJob]) -> list[Accepted]:
         """Commit these jobs, all or none. Raises what they were refused with."""

@@ -1,7 +1,8 @@
 """The routes of the systems that MiniFlow grew out of, thin: their paths, their keys, their names of states.
 
 ``/submit /status /result /logs`` (a mini workflow engine), ``/submit-job /job-status`` (an RQ service) and ``/create-jobs/`` (a
-BaseJob service). They act on the same jobs as the canonical API; what they answer beyond their keys is extra.
+BaseJob service), and the replay of a task server's dead letters. They act on the same jobs as the canonical API; what they
+answer beyond their keys is extra.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import uuid
 from typing import Annotated, Any
 
 import msgspec
-from litestar import MediaType, Request, Response, get, post
+from litestar import Request, Response, get, post
 from litestar.params import Parameter
 
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest, NotFound, UnknownTask
 from miniflow.intake import EMPTY, Key, Seconds, Submission
-from miniflow.queries import Job, is_terminal
+from miniflow.queries import Job, LogFilter, is_terminal, parse_levels
 from miniflow.registry import NAME_CHARS_MAX
 from miniflow.retry import RetryPolicy
 from miniflow.states import State
+from miniflow.web import logs as joblogs
 from miniflow.web.api import find_job, idempotency_key, respond, retry_after
 from miniflow.web.backend import Backend
+from miniflow.web.jobs import replay
 from miniflow.web.problems import decoded, log
 
 AnyRequest = Request[Any, Any, Any]
@@ -89,6 +92,7 @@ def _request_id(request: AnyRequest) -> str | None:
 
 @post("/submit", status_code=200, summary="Submit a job (classic)")
 async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    """Without ``task`` it is ``example_task``; without ``max_retries`` there are no retries."""
     wanted: Submit = _decode(await request.body(), Submit)
     _must_be_object(wanted.payload)
     if wanted.task not in backend.registry:
@@ -109,6 +113,7 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
 
 @get("/status/{job_id:str}", summary="The status of a job (classic)")
 async def status(job_id: str, backend: Backend) -> Response[bytes]:
+    """``queued``, ``started``, ``finished`` or ``failed``."""
     job = _find(backend, job_id)
     return respond(
         {
@@ -124,6 +129,7 @@ async def status(job_id: str, backend: Backend) -> Response[bytes]:
 async def result(
     job_id: str, backend: Backend, wait: Annotated[float | None, Parameter(ge=0, le=60)] = None
 ) -> Response[bytes]:
+    """404 as long as there is none, and where there will be none."""
     _find(backend, job_id)
     job = await find_job(backend, job_id, wait)
     if job.status == State.COMPLETED:
@@ -140,23 +146,23 @@ async def result(
     )
 
 
-@get(["/logs/{job_id:str}", "/api/v1/logs/{job_id:str}"], summary="The log of a job (classic)")
+@get("/logs/{job_id:str}", summary="The log of a job (classic)")
 async def logs(
-    request: AnyRequest,
     job_id: str,
     backend: Backend,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-    after_id: Annotated[int, Parameter(ge=0)] = 0,
-    level: str | None = None,
-) -> Response[bytes]:
+    limit: joblogs.Limit = None,
+    after_id: joblogs.AfterId = 0,
+    level: joblogs.Level = None,
+    follow: joblogs.Follow = False,
+    last_event_id: joblogs.LastEventId = None,
+) -> Response[Any]:
+    """A page of lines; with ``follow=1`` an event stream, as that of ``/api/v1/jobs/{job_id}/logs``."""
     _find(backend, job_id)
-    lines = await backend.queries.logs(job_id, after_id=after_id, limit=limit, level=level)
-    if request.scope["path"].startswith("/api/"):
-        text = "".join(f"{line.ts} {line.level} {line.message}\n" for line in lines)
-        return Response(
-            text.encode(), media_type=MediaType.TEXT, headers={"content-disposition": f"inline; filename={job_id}.log"}
-        )
-    return respond({"job_id": job_id, "logs": lines, "next_after_id": lines[-1].id if lines else after_id})
+    which, resumed = LogFilter(parse_levels(level)), joblogs.after(after_id, last_event_id)
+    if follow:
+        return joblogs.follower(backend, job_id, resumed, which)
+    found = await joblogs.page(backend, backend.queries.log(job_id), resumed, limit or joblogs.PAGE_USUAL, which)
+    return respond({"job_id": job_id, "logs": found["items"], "next_after_id": found["next_after_id"]})
 
 
 # ------------------------------------------------------------------------------------------------- /submit-job, /job-status
@@ -164,6 +170,7 @@ async def logs(
 
 @post("/submit-job", status_code=200, summary="Submit a job (classic, RQ)")
 async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    """Without ``retry`` there are no retries. ``request_id`` in the body is an idempotency key."""
     wanted: SubmitJob = _decode(await request.body(), SubmitJob)
     _must_be_object(wanted.payload)
     if wanted.task not in backend.registry:
@@ -192,6 +199,7 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
 
 @get("/job-status/{job_id:str}", summary="The status of a job (classic, RQ and BaseJob)")
 async def job_status(job_id: str, backend: Backend) -> Response[bytes]:
+    """``status`` is as RQ has it; of a job that was submitted elsewhere ``completed``, not ``finished``."""
     job = _find(backend, job_id)
     state = State(job.status)
     failed = state in (State.DEAD_LETTER, State.CANCELLED, State.EXPIRED)
@@ -263,6 +271,39 @@ async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
     return respond({"job_id": created[0]["job_id"], "status": "enqueued", "jobs": created})
 
 
+# ------------------------------------------------------------------------------------------------- /api/v1/jobs/action/retry
+
+Target = Annotated[
+    str | None, Parameter(description="taken and not needed: a job goes back to the queue that it came from")
+]
+
+
+@post("/api/v1/jobs/action/retry", status_code=200, summary="Replay dead letters (classic)")
+async def replay_all(
+    backend: Backend,
+    target_queue_name: Target = None,  # noqa: ARG001 - a parameter of the seed's
+    max_messages: Annotated[int, Parameter(ge=1, le=1_000_000)] = 1000,
+) -> Response[bytes]:
+    """The oldest ``max_messages`` of them; 404 if there are none."""
+    replayed = await replay(backend, at_most=max_messages)
+    if not replayed:
+        raise NotFound("dead letter", "none is there to be replayed")
+    return respond({"success": replayed, "failed": 0, "status": "Replay successful"})
+
+
+@post("/api/v1/jobs/action/{job_id:str}/retry", status_code=200, summary="Replay one dead letter (classic)")
+async def replay_one(
+    job_id: str,
+    backend: Backend,
+    target_queue_name: Target = None,  # noqa: ARG001 - a parameter of the seed's
+) -> Response[bytes]:
+    """404 if it is none."""
+    if backend.queries.job(job_id).status != State.DEAD_LETTER:
+        raise NotFound("dead letter", job_id)
+    await backend.verb(backend.jobs.retry(job_id))
+    return respond({"success": True, "task_id": job_id, "status": "Replay successful"})
+
+
 # ------------------------------------------------------------------------------------------------------------------- shared
 
 
@@ -299,4 +340,4 @@ def _or_none(value: Any) -> Any:
 log_api = log.getChild("api")
 log_api.name = "api"
 
-ROUTES = [submit, status, result, logs, submit_job, job_status, create_jobs]
+ROUTES = [submit, status, result, logs, submit_job, job_status, create_jobs, replay_all, replay_one]

@@ -11,13 +11,14 @@ with its body read already, and is answered there in full.
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
+from miniflow.context import request_id as current_request_id
 from miniflow.errors import TooLarge
 from miniflow.ids import uuid7
 from miniflow.intake import decode_submission
@@ -27,6 +28,8 @@ from miniflow.web.backend import Backend
 from miniflow.web.problems import PROBLEM, Problem, problem_of, shaped
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+WITHOUT_TOKEN = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.json"})
+"""What says nothing of any job: it is the same in each installation. A browser's address bar cannot send a token."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID_CHARS_MAX = 128
 WITH_REFUSAL = {401: ((b"www-authenticate", b"Bearer"),)}
@@ -43,12 +46,14 @@ Site = Callable[[Any, Any, Any], Awaitable[None]]
 
 class Door:
     def __init__(self, backend: Backend, site: Site) -> None:
-        self._backend, self._site = backend, site
+        self._backend, self._site, self._requests = backend, site, backend.metrics.requests
         settings = backend.settings
         names = [settings.host, *settings.allowed_hosts.split(",")]
         self._hosts = frozenset(name.strip().lower() for name in (*LOOPBACK, *names) if name.strip())
         self._any_host = settings.insecure or bool(settings.token)  # there the token, or the user's word, is the guard
         self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
+        self._origins = frozenset(origin.encode() for origin in settings.origins)
+        self._any_origin = b"*" in self._origins
         self._known_hosts: set[bytes] = set()  # Host headers that were found good
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +66,7 @@ class Door:
             refusal.request_id = _request_id(headers) or uuid7()
             media_type, body = shaped(refusal, scope["path"])
             extra = ((b"x-request-id", refusal.request_id.encode()), *WITH_REFUSAL.get(refusal.status, ()))
+            self._requests.answered(scope["method"], "", refusal.status, 0)
             await _respond(send, refusal.status, media_type, body, extra)
             return
         if scope["method"] == "POST" and scope["path"] == "/api/v1/jobs":
@@ -77,11 +83,15 @@ class Door:
                 421, "wrong_host", f"this server is not {host.decode('latin-1')!r}; if it is, name it in allowed_hosts"
             )
         origin = headers.get(b"origin")
-        if origin is not None and scope["method"] not in SAFE_METHODS and urlsplit(origin).netloc != host:
+        if origin is not None and scope["method"] not in SAFE_METHODS and not self._good_origin(origin, host):
             return _problem(403, "cross_site", "a page of another site may not do this")
         if self._authorization is not None and not self._has_token(scope, headers):
             return _problem(401, "no_token", "give the server's token: Authorization: Bearer …")
         return None
+
+    def _good_origin(self, origin: bytes, host: bytes) -> bool:
+        """A page of this server, or of a site that the setting cors_origins lets in."""
+        return origin.partition(b"://")[2] == host or self._any_origin or origin in self._origins
 
     def _good_host(self, host: bytes) -> bool:
         name = host.decode("latin-1").lower()
@@ -92,14 +102,15 @@ class Door:
         return good
 
     def _has_token(self, scope: Scope, headers: Headers) -> bool:
-        if scope["path"] in ("/health", "/ready"):
+        path = scope["path"]
+        if path in WITHOUT_TOKEN or path.startswith("/static/"):
             return True
         return hmac.compare_digest(headers.get(b"authorization", b""), self._authorization or b"")
 
     # -------------------------------------------------------------------------------------------------------- the fast way
 
     async def _submit(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        backend = self._backend
+        backend, began = self._backend, time.perf_counter()
         message = await receive()
         if message["type"] == "http.disconnect":
             return
@@ -125,17 +136,27 @@ class Door:
             )
             more = tuple((name.encode(), value.encode()) for name, value in problem_headers.items())
             await _respond(send, problem.status, PROBLEM, encode(problem), (extra[1], *more))
+            self._requests.answered("POST", "/api/v1/jobs", problem.status, time.perf_counter() - began)
             return
         await _respond(send, 201, "application/json", encode(job_of_new(new, backend.clock.now_ms())), extra)
+        self._requests.accepted.observe(time.perf_counter() - began)
 
     async def _in_full(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         """Through Litestar's routes, with a request id and a limit on the body."""
         request_id = _request_id(headers) or uuid7()
         scope["miniflow_request_id"] = request_id
+        current_request_id.set(request_id)
+        began = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                took_s = time.perf_counter() - began
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-process-time-ms", b"%.2f" % (took_s * 1000)),
+                ]
+                self._requests.answered(scope["method"], scope.get("path_template", ""), message["status"], took_s)
             await send(message)
 
         await self._site(scope, limited(receive, self._backend.settings.max_body_bytes), send_with_id)

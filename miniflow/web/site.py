@@ -2,40 +2,85 @@
 
 from __future__ import annotations
 
-from litestar import Litestar
+from typing import Any
+
+from litestar import Litestar, Response, route
 from litestar.datastructures import State as AppState
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from miniflow import __version__
-from miniflow.web import api, classic
+from miniflow.web import api, classic, described, docs, events, jobs, logs, metrics, system
 from miniflow.web.backend import Backend
-from miniflow.web.door import Door
+from miniflow.web.cors import Cors
+from miniflow.web.document import Document, operation_ids
+from miniflow.web.door import Door, Site
 from miniflow.web.problems import answer
 
+ROUTES: list[HTTPRouteHandler] = [
+    *api.ROUTES,
+    *jobs.ROUTES,
+    *events.ROUTES,
+    *system.ROUTES,
+    *logs.ROUTES,
+    *classic.ROUTES,
+    *metrics.ROUTES,
+]
 
-def build(backend: Backend) -> Door:
+
+def build(backend: Backend) -> Site:
     """The whole HTTP side as one ASGI application."""
+    settings = backend.settings
+    document = Document(lambda: generated(backend), described.API, has_token=bool(settings.token))
+    routes = [*ROUTES, *docs.routes(document.text)]
+    door = Door(backend, _litestar(backend, [*_options(routes), *routes]))
+    return Cors(door, settings.origins) if settings.origins else door
 
+
+def generated(backend: Backend) -> dict[str, Any]:
+    """Litestar's own OpenAPI document, out of an application that serves nobody: one that serves would publish it, in pages that
+    load their scripts from elsewhere."""
+    config = OpenAPIConfig(
+        title="MiniFlow",
+        version=__version__,
+        use_handler_docstrings=True,
+        operation_id_creator=operation_ids(),
+        render_plugins=[JsonRenderPlugin()],
+    )
+    return _litestar(backend, ROUTES, config).openapi_schema.to_schema()
+
+
+def _litestar(backend: Backend, routes: list[HTTPRouteHandler], openapi: OpenAPIConfig | None = None) -> Litestar:
     async def give_backend() -> Backend:
         return backend
 
-    site = Litestar(
-        route_handlers=[*api.ROUTES, *classic.ROUTES],
+    return Litestar(
+        route_handlers=routes,
         dependencies={"backend": Provide(give_backend)},
         exception_handlers={Exception: answer},
-        # Litestar's own pages load their scripts from elsewhere; the document itself is served by api.openapi_document.
-        openapi_config=OpenAPIConfig(
-            title="MiniFlow",
-            version=__version__,
-            path="/openapi",
-            render_plugins=[JsonRenderPlugin(path="/document.json")],
-        ),
+        openapi_config=openapi,
         signature_types=[Backend],
         state=AppState({}),
         request_max_body_size=None,  # the Door limits bodies, and says by which setting
         logging_config=None,
         debug=False,
     )
-    return Door(backend, site)
+
+
+def _options(routes: list[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """What may be done at each path. Litestar's own answer names the methods of the first handler that it met there."""
+    allowed: dict[str, set[str]] = {}
+    for handler in routes:
+        for path in handler.paths:
+            allowed.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    return [_options_of(path, ", ".join(sorted(methods))) for path, methods in allowed.items()]
+
+
+def _options_of(path: str, methods: str) -> HTTPRouteHandler:
+    @route(path, http_method="OPTIONS", status_code=204, include_in_schema=False)
+    async def options() -> Response[None]:
+        return Response(None, headers={"allow": methods})
+
+    return options

@@ -142,8 +142,8 @@ def test_logs_are_plain_text_under_the_api(client: httpx.Client) -> None:
     answer = client.get(f"/api/v1/logs/{job_id}")
 
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert answer.headers["content-disposition"] == f"inline; filename={job_id}.log"
-    assert [line.split(" ", 1)[1] for line in answer.text.splitlines()] == ["INFO line 0", "WARNING line 1"]
+    assert answer.headers["content-disposition"] == f'inline; filename="{job_id}.log"'
+    assert [line.split(" ", 1)[1] for line in answer.text.splitlines()] == ["INFO  line 0", "WARNING line 1"]
 
 
 def test_a_key_makes_a_classic_submit_repeatable(client: httpx.Client) -> None:

@@ -100,7 +100,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 )
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/api/v1/jobs"), ("GET", "/api/v1/jobs"), ("GET", "/openapi.json"), ("POST", "/submit")],
+    [("POST", "/api/v1/jobs"), ("GET", "/api/v1/jobs"), ("GET", "/metrics"), ("POST", "/submit")],
 )
 def test_without_the_token_nothing_is_answered(
     guarded: Server, authorization: str | bytes | None, method: str, path: str

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from miniflow.scaffold import samples
-from tests.servers import ROOT, Server
+from tests.servers import ROOT, Server, environment
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -24,7 +25,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.+?)\n```$", README, re.MULTILINE | re.DOTALL)
 
 
-PYTHON = blocks("python")
+A_PROGRAM = re.compile(r"^from miniflow import (Async)?Client\b", re.MULTILINE)
+PYTHON = [block for block in blocks("python") if not A_PROGRAM.search(block)]
+PROGRAMS = [block for block in blocks("python") if A_PROGRAM.search(block)]
 SQLITE = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sqlite3 ")]
 
 
@@ -116,6 +119,15 @@ def test_the_examples_do_what_the_text_says(server: Server) -> None:
         mail, report = run(client, "invite", {"guests": ["ada@example.org"]})["result"]
         assert client.get(f"/api/v1/jobs/{mail}", params={"wait": 10}).json()["result"] == "1 to ada@example.org"
         assert client.get(f"/api/v1/jobs/{report}", params={"wait": 10}).json()["result"] == {"pages": 1}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_of_the_client_run(server: Server, program: str) -> None:
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=environment(MINIFLOW_URL=server.url), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def run(client: httpx.Client, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -652,7 +652,8 @@ def test_a_replayed_dead_letter_runs_anew(engines: Engines) -> None:
     assert (job.attempt, job.result) == (1, '"fine"')
     assert [number for number, _, _ in history(engines.path, ids[0])] == [1, 2]
 
-    assert verb(engine, engine.jobs.replay_dead_letters(0)) == (2, None)
+    seqs = [job.seq for job in rows(engines.path)]
+    assert verb(engine, lambda tx: engine.jobs.replay(tx, seqs)) == 2
     wait_for_ends(engines.path)
     assert {job.state for job in rows(engines.path)} == {State.COMPLETED}
 

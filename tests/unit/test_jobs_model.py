@@ -250,7 +250,8 @@ class JobsMachine(RuleBasedStateMachine):
     def replay_all(self) -> None:
         self.settle()
         dead = [job for job in self.model.values() if job.state is State.DEAD_LETTER]
-        assert verb(self.engine, self.engine.jobs.replay_dead_letters(0)) == (len(dead), None)
+        seqs = [row.seq for row in rows(self.engines.path, "state = 'dead_letter'")]
+        assert verb(self.engine, lambda tx: self.engine.jobs.replay(tx, seqs)) == len(dead)
         if dead:
             turn = self.turns + 1
             for job in dead:

@@ -17,16 +17,30 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
-    ("errors", "states", "clock", "ids", "retry"),
-    ("settings", "statements", "guard", "payload", "context"),
+    ("errors", "states", "clock", "looplag", "ids", "retry"),
+    ("settings", "statements", "list_statements", "guard", "payload", "context"),
     ("registry", "basejob", "loader", "db", "migrations"),
-    ("attempts", "readahead", "model", "notices", "operations", "writer", "quarantine", "readers"),
-    ("jobs", "submitting", "timers", "recovery", "intake", "queries"),
-    ("outcome", "executors", "web"),
+    ("attempts", "readahead", "model", "notices", "operations", "histogram", "writer", "quarantine", "readers"),
+    (
+        "jobs",
+        "minutes",
+        "metrics",
+        "submitting",
+        "timers",
+        "recovery",
+        "intake",
+        "queries",
+        "filters",
+        "listing",
+        "bulk",
+        "feed",
+        "roster",
+    ),
+    ("outcome", "capture", "joblog", "executors", "web"),
     ("huey_storage", "huey_serializer", "huey_execution", "huey_adapter", "huey_consumer"),
     ("supervisor", "engine"),
-    ("app", "logs", "client"),
-    ("cli", "demo", "scaffold", "__main__"),
+    ("app", "logs", "answers", "exchange", "calls", "client", "async_client"),
+    ("cli", "commands", "demo", "scaffold", "bench", "__main__"),
 )
 """Top-level modules and packages of miniflow/, lowest first."""
 
@@ -36,12 +50,13 @@ LIBRARIES = {
     "huey": ("huey_*",),
     "apsw": ("db", "writer", "jobs", "queries", "migrations", "readers", "huey_storage"),
     "aiosqlite": ("readers",),
-    "litestar": ("web", "app"),
+    "litestar": ("web", "app", "bench"),
+    "prometheus_client": ("metrics",),
     "sqlite3": (),  # a second SQLite in the process destroys the file, see guard.py
 }
 """Who may import what; None of the others may."""
 
-FORBIDDEN = {"web": ("readahead", "attempts", "executors", "outcome", "huey_*")}
+FORBIDDEN = {"web": ("readahead", "attempts", "executors", "outcome", "capture", "joblog", "huey_*")}
 """Beyond the layers: HTTP never reaches the worker side; they meet in the table."""
 
 

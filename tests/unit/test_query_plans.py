@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
-from miniflow import db, statements
+from miniflow import db, list_statements, statements
 
 STATEMENTS = {
     name: value
@@ -19,7 +19,10 @@ STATEMENTS = {
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
 
-MAY_SCAN: dict[str, str] = {}
+MAY_SCAN: dict[str, str] = {
+    "JOBS_BY_TASK_AND_STATE": "a benchmark counts all jobs of its own file, once, when the server has stopped",
+    "WAITS_OF_FIRST_ATTEMPTS": "the same",
+}
 """Statements that walk all of jobs, each with the reason that it may."""
 
 ROWS = 20_000
@@ -75,10 +78,14 @@ def fill(connection: apsw.Connection) -> None:
 
 def scans(connection: apsw.Connection, sql: str) -> list[str]:
     """The lines of the plan that walk a whole table of jobs, attempts or logs, or an index of one without a bound."""
-    parameters = [None] * len(set(re.findall(r"\?\d", sql)))
-    plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    plan = plan_of(connection, sql)
     names = "|".join(["jobs", "attempts", "logs", *re.findall(r"\b(?:jobs|attempts|logs) (?:AS )?([a-z])\b", sql)])
     return [line for line in plan if re.match(rf"SCAN ({names})\b", line) and not is_partial(line)]
+
+
+def plan_of(connection: apsw.Connection, sql: str) -> list[str]:
+    parameters = [None] * (len(set(re.findall(r"\?\d", sql))) or sql.count("?"))
+    return [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
 
 
 def is_partial(line: str) -> bool:
@@ -108,3 +115,55 @@ def test_a_claim_reads_in_the_order_of_the_index_and_sorts_nothing(connection: a
 
     assert any("jobs_ready" in line for line in plan)
     assert not any("TEMP B-TREE" in line for line in plan), plan
+
+
+NARROWED = [(), *((name,) for name in list_statements.NARROWED_BY), tuple(list_statements.NARROWED_BY)]
+"""By nothing, by each thing alone, by everything."""
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "after ANALYZE"])
+@pytest.mark.parametrize("direction", ["ASC", "DESC"])
+@pytest.mark.parametrize(
+    ("shape", "index"),
+    [
+        (list_statements.list_by_seq, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        (list_statements.list_by_change, "INDEX jobs_changed ("),
+    ],
+)
+def test_a_list_walks_its_index_in_order_whatever_it_is_narrowed_by(
+    connection: apsw.Connection, shape: Callable[..., str], index: str, direction: str, analyzed: bool
+) -> None:
+    connection.execute("ANALYZE") if analyzed else db._forget_statistics(connection)
+    for narrowed_by in NARROWED:
+        plan = plan_of(connection, shape(narrowed_by, direction))
+        assert plan[0].startswith("SEARCH j USING "), plan
+        assert index in plan[0], plan
+        assert not any("TEMP B-TREE" in line for line in plan), plan
+
+
+@pytest.mark.parametrize("direction", ["ASC", "DESC"])
+def test_a_list_of_states_stops_at_its_limit_in_each_of_them(connection: apsw.Connection, direction: str) -> None:
+    for narrowed_by in NARROWED:
+        plan = plan_of(connection, list_statements.list_by_state(narrowed_by, direction))
+        assert any("SEARCH j USING " in line and "INDEX jobs_by_state (state=? AND" in line for line in plan), plan
+        assert not scans(connection, list_statements.list_by_state(narrowed_by, direction))
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"),
+    [
+        (list_statements.find_by_seq, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        (list_statements.find_by_state, "INDEX jobs_by_state (state=? AND seq>? AND seq<?)"),
+    ],
+)
+def test_a_bulk_verb_reads_its_part_of_the_rows_and_no_other(
+    connection: apsw.Connection, shape: Callable[..., str], index: str
+) -> None:
+    for narrowed_by in NARROWED:
+        plan = plan_of(connection, shape(narrowed_by))
+        assert any(line.startswith("SEARCH j USING ") and index in line for line in plan), plan
+        assert not scans(connection, shape(narrowed_by))
+
+
+def test_what_changed_since_is_read_in_the_order_of_the_index_from_where_one_was(connection: apsw.Connection) -> None:
+    assert plan_of(connection, statements.CHANGED_AFTER) == ["SEARCH jobs USING INDEX jobs_changed (changed>?)"]

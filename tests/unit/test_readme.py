@@ -9,6 +9,7 @@ import pytest
 
 from miniflow import states
 from miniflow.cli import EXIT_UNUSABLE, cli
+from miniflow.commands.exits import MEANING
 from miniflow.settings import SETTINGS
 from miniflow.states import State
 from miniflow.writer import EXIT_DISK
@@ -66,7 +67,7 @@ def test_each_command_is_mentioned(command: str) -> None:
 
 def test_exit_codes_are_those_of_the_code() -> None:
     codes = {row[0] for row in table(section("Commands and exit codes"))}
-    assert {"0", "1", str(EXIT_UNUSABLE), str(EXIT_DISK)} == codes
+    assert {str(code) for code in (*MEANING, EXIT_UNUSABLE, EXIT_DISK)} == codes
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,0 +1,164 @@
+"""Verbs on many jobs: cancel, retry and delete, by a filter or by ids.
+
+The rows are found beside the writer, a part at a time, and moved in steps that are transactions of their own, so that submits and
+workers go on in between. What was found may have moved on when its step comes: each verb asks again, in the transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from miniflow import statements as sql
+from miniflow.errors import ShuttingDown, TransitionRefused
+from miniflow.jobs import Jobs, find
+from miniflow.listing import Found
+from miniflow.states import TERMINAL, WAITING, State
+from miniflow.writer import Transaction, json_text
+
+STEP_MAX = 1000  # rows in one transaction
+STEP_S = 0.03  # a step that takes longer (jobs with long logs are deleted) makes the next one smaller
+
+Verb = Callable[[Transaction], int]
+Call = Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+"""Runs a verb in a transaction; ``Backend.verb``."""
+
+
+class Outcome(msgspec.Struct):
+    """``matched`` jobs were meant; ``done`` is to how many of those it was done, or in a dry run would be; ``refused`` is how
+    many are in a state that it does not apply to."""
+
+    matched: int = 0
+    done: int = 0
+    refused: int = 0
+    dry_run: bool = False
+
+
+async def run(
+    verb: BulkVerb,
+    jobs: Jobs,
+    call: Call,
+    found: AsyncIterator[Found],
+    *,
+    dry_run: bool = False,
+    at_most: int = 1 << 62,
+) -> Outcome:
+    """Do ``verb`` to what is ``found``, or count it. ShuttingDown if the server begins to stop meanwhile."""
+    outcome = Outcome(dry_run=dry_run)
+    size = STEP_MAX
+    async for matched, seqs in found:
+        outcome.matched += matched
+        del seqs[at_most - outcome.done :]
+        if dry_run:
+            outcome.done += len(seqs)
+            continue
+        while seqs:
+            if not jobs.accepting:
+                raise ShuttingDown
+            step, seqs = seqs[:size], seqs[size:]
+            done, took_s = await call(_timed(verb.act(jobs, step)))
+            outcome.done += done
+            size = max(size // 2, 1) if took_s > STEP_S else min(size * 2, STEP_MAX)
+        if outcome.done >= at_most:
+            break
+    outcome.refused = outcome.matched - outcome.done
+    return outcome
+
+
+def _timed(verb: Verb) -> Callable[[Transaction], tuple[int, float]]:
+    def timed(tx: Transaction) -> tuple[int, float]:
+        began = time.perf_counter()
+        return verb(tx), time.perf_counter() - began
+
+    return timed
+
+
+# ------------------------------------------------------------------------------------------------------------- the verbs
+
+
+class _Standing(NamedTuple):
+    """A row of ``statements.STANDING_OF_JOBS``."""
+
+    seq: int
+    id: str
+    state: State
+    queue: str
+    leased: int
+
+
+_decode_standings = msgspec.json.Decoder(list[_Standing]).decode
+
+
+def cancel(jobs: Jobs, seqs: list[int]) -> Verb:
+    """What waits is cancelled; what runs is asked to stop. Both count."""
+
+    def verb(tx: Transaction) -> int:
+        rows = [row for row in _decode_standings(tx.run(sql.STANDING_OF_JOBS, json_text(seqs))[0][0])
+                if row.state not in TERMINAL]  # fmt: skip
+        leased = {row.seq for row in rows if row.leased}
+        held = jobs.readahead.take_back(lambda row: row.seq in leased)  # what a worker has taken before this, runs
+        if held:
+            tx.on_rollback(lambda: jobs.readahead.push(held))
+        idle = {row.seq for row in held} | {seq for seq in leased if jobs.quarantine.holds(seq)}
+        running = leased - idle
+        waiting = [row for row in rows if row.state in WAITING and row.seq not in running]
+        if running:
+            jobs.ask_to_stop(tx, sorted(running))
+        if waiting:
+            tx.run(sql.CANCEL_IF_WAITING, json_text([row.seq for row in waiting]), tx.now_ms, tx.number)
+            for (state, queue), n in Counter((row.state, row.queue) for row in waiting).items():
+                tx.count(state, queue, -n)
+                tx.count(State.CANCELLED, queue, n)
+            for seq in idle:
+                tx.on_commit(partial(jobs.quarantine.ended, seq))
+            jobs.publish(tx, lambda: [row.id for row in waiting])
+        return len(running) + len(waiting)
+
+    return verb
+
+
+def retry(jobs: Jobs, seqs: list[int]) -> Verb:
+    """Dead letters are replayed; what waits for its next attempt gets it now."""
+    return lambda tx: jobs.replay(tx, seqs) + jobs.run_now(tx, seqs)
+
+
+def delete(_: Jobs, seqs: list[int]) -> Verb:
+    """What has ended is forgotten, with its attempts and its log."""
+    return lambda tx: _delete(tx, seqs)
+
+
+def _delete(tx: Transaction, seqs: list[int]) -> int:
+    rows = json_text(seqs)
+    for state, queue, n in tx.run(sql.COUNT_ENDED, rows):
+        tx.count(state, queue, -n)
+    return tx.change(sql.DELETE_IF_ENDED, rows)
+
+
+def delete_one(job_id: str) -> Callable[[Transaction], None]:
+    """NotFound, or TransitionRefused for a job that has not ended."""
+
+    def verb(tx: Transaction) -> None:
+        seq, state, _, _ = find(tx, job_id)
+        if state not in TERMINAL:
+            raise TransitionRefused(job_id, "delete", state, "cancel it first")
+        _delete(tx, [seq])
+
+    return verb
+
+
+class BulkVerb(NamedTuple):
+    """What can be done to many jobs: the states that it applies to, and how."""
+
+    applies: frozenset[State]
+    act: Callable[[Jobs, list[int]], Verb]
+
+
+CANCEL = BulkVerb(WAITING | {State.RUNNING}, cancel)
+RETRY = BulkVerb(frozenset({State.DEAD_LETTER, State.RETRYING}), retry)
+DELETE = BulkVerb(TERMINAL, delete)
+VERBS = {"cancel": CANCEL, "retry": RETRY, "delete": DELETE}

@@ -1,0 +1,81 @@
+"""Who works at what right now: each worker thread, and each coroutine that runs.
+
+Made where the workers are, asked by HTTP, which does not know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from miniflow.attempts import Attempt
+from miniflow.clock import Clock, rfc3339
+
+
+class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads are there all the time, coroutines while
+    they run."""
+
+    id: str
+    executor: str
+    busy: bool
+    job_id: str | None = None
+    task: str | None = None
+    queue: str | None = None
+    attempt: int | None = None
+    started_at: str | None = None
+    running_for: float | None = None
+
+
+class Slots(msgspec.Struct):
+    """How many jobs may run at once."""
+
+    thread: int
+    coroutine: int = msgspec.field(name="async")
+
+
+class Roster:
+    def __init__(
+        self,
+        clock: Clock,
+        slots: Slots,
+        *,
+        threads: Callable[[], Iterable[str]],
+        running: Callable[[], list[Attempt]],
+    ) -> None:
+        """``threads()`` are the ids of the threads that take jobs, ``running()`` the attempts under way."""
+        self._clock, self.slots = clock, slots
+        self._threads, self._running = threads, running
+
+    def __repr__(self) -> str:
+        return f"<Roster [{len(self._running())} running | {self.slots}]>"
+
+    def workers(self) -> list[Worker]:
+        """Threads first."""
+        now_ms = self._clock.now_ms()
+        threads = dict.fromkeys(self._threads())
+        coroutines: list[Worker] = []
+        by_thread: dict[str, Worker] = {}
+        for attempt in self._running():
+            if attempt.worker_id in threads:
+                by_thread[attempt.worker_id] = _busy(attempt, "thread", now_ms)
+            else:
+                coroutines.append(_busy(attempt, "async", now_ms))
+        idle = (by_thread.get(name) or Worker(id=name, executor="thread", busy=False) for name in threads)
+        return [*idle, *coroutines]
+
+
+def _busy(attempt: Attempt, executor: str, now_ms: int) -> Worker:
+    claimed = attempt.claimed
+    return Worker(
+        id=attempt.worker_id,
+        executor=executor,
+        busy=True,
+        job_id=claimed.id,
+        task=claimed.task,
+        queue=claimed.queue,
+        attempt=attempt.number,
+        started_at=rfc3339(attempt.started_at),
+        running_for=max(now_ms - attempt.started_at, 0) / 1000,
+    )

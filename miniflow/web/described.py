@@ -1,0 +1,430 @@
+"""What each operation takes and answers, for the OpenAPI document: types, examples, statuses. See ``document``.
+
+A new route needs an entry in OPERATIONS; a test names the one that has none. The types that are made here are answers that the
+handlers put together as they go.
+"""
+
+from __future__ import annotations
+
+from types import GenericAlias
+from typing import Any, NotRequired, TypedDict
+
+import msgspec
+
+from miniflow import intake
+from miniflow.bulk import Outcome
+from miniflow.listing import Page
+from miniflow.minutes import MinutesPage, Stats, Summary
+from miniflow.queries import Attempt, Job, LogLine, QueueInfo
+from miniflow.roster import Slots, Worker
+from miniflow.states import State
+from miniflow.web import classic
+from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
+from miniflow.web.examples import (
+    AT,
+    ATTEMPT,
+    BRIEF,
+    BULK,
+    CANCELLED,
+    EVENT,
+    ID,
+    JOB,
+    JOB_EVENTS,
+    LINE,
+    LINES,
+    LOG,
+    NDJSON,
+    NEW,
+    PROMETHEUS,
+    QUEUE,
+    REQUEUED,
+    RUNNING,
+    SUBMITS,
+    TASK,
+)
+from miniflow.web.jobs import BulkRequest, ReplayFilter
+from miniflow.web.system import TaskInfo
+
+DESCRIPTION = """
+Jobs are submitted, run by the workers of this server, and looked at by their ids. Names are snake_case, times RFC 3339 in UTC,
+durations seconds.
+
+**Errors** under `/api/v1` are problem details (RFC 9457): a `code` for programs, a `detail` for people, the wrong `field`.
+
+**`X-Request-ID`** may come with any request. It is answered, stored with the job that is submitted, and in its log. Most
+answers say in `X-Process-Time-MS` how many milliseconds they took.
+"""
+
+TAGS = {
+    "jobs": "Submit jobs, look at them, act on them.",
+    "bulk": "Act on many jobs at once. With `dry_run` it is only counted.",
+    "dead letters": "Jobs that failed for good.",
+    "logs": "What jobs logged.",
+    "events": "Jobs as they change.",
+    "system": "Queues, tasks and workers.",
+    "figures": "Numbers for people, charts and Prometheus.",
+    "health": "For whoever watches over the server.",
+    "classic": "The routes of the services that MiniFlow grew out of, with their keys and names of states.",
+}
+
+TIME = {"format": "date-time"}
+FIELDS: dict[str, str | dict[str, Any]] = {
+    **{
+        f"*.{name}": TIME
+        for name in ("created_at", "updated_at", "scheduled_at", "started_at", "completed_at", "ts", "minute")
+    },
+    "Job.id": "Given by the server; sorts by the time of the submit",
+    "Job.type": "The same as `task`",
+    "Job.priority": "The higher, the earlier among those of its queue",
+    "Job.status": {"enum": [*State]},
+    "Job.payload": "Left out of lists where it is long",
+    "Job.result": "What the task returned; once it is completed, and not in lists",
+    "Job.progress": "What the task said last of how far it is",
+    "Job.attempt": "The attempt that runs, or the last one; 0 before the first",
+    "Job.max_retries": "How many attempts may follow the first",
+    "Job.crashes": "How often the process died under it",
+    "Job.last_error": "Of the last attempt that failed",
+    "Job.idempotency_key": "The job's id where none was given",
+    "Job.request_id": "The `X-Request-ID` of its submit; the job's id where none was given",
+    "Job.tags": {"type": "array", "items": {"type": "string"}},
+    "Job.meta": {"type": "object"},
+    "Job.timeout": "Seconds that an attempt may run",
+    "Job.scheduled_at": {"description": "Not to be run before then", **TIME},
+    "Job.expires_at": {"description": "Not to be begun after then", **TIME},
+    "Job.cancel_requested_at": {"description": "It was asked to stop then", **TIME},
+    "Submission.task": "The name of the task",
+    "Submission.type": "Another name for `task`; one of the two is needed",
+    "Submission.payload": "What the task takes; `GET /api/v1/tasks` has the schema",
+    "Submission.queue": "That of the task where it is left out",
+    "Submission.priority": "-1000 to 1000, or `low` (1), `medium` (6), `high` (10)",
+    "Submission.delay": "Seconds from now before which it is not run; or `run_at`",
+    "Submission.run_at": {"description": "When to run it, with a time zone; or `delay`", **TIME},
+    "Submission.ttl": "Seconds that it may wait to be begun; after that it is `expired`",
+    "Submission.timeout": "Seconds that an attempt may run; 0 is no limit",
+    "Submission.max_retries": "Attempts after the first; 3 where neither this nor the task says",
+    "Submission.retry": "The wait before a retry: a formula, or a list of seconds",
+    "Submission.idempotency_key": "As the header `Idempotency-Key`",
+    "Submission.tags": "Words to find it by",
+    "Submission.meta": "Anything of yours; kept as it is",
+    "Submission.result_ttl": "Stored, and not acted upon yet",
+    "Submission.failure_ttl": "Stored, and not acted upon yet",
+}
+"""What fields mean whose name does not say it; "*" stands for any type."""
+
+# --------------------------------------------------------------------------------------- requests, and answers without a class
+
+
+def _readable(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The same with the payload as an object: msgspec has no schema of a Raw with a default."""
+    fields = [
+        (
+            field.name,
+            dict[str, Any] if field.type is msgspec.Raw else field.type,
+            {} if isinstance(field.default, msgspec.Raw) else field.default,
+        )
+        for field in msgspec.structs.fields(kind)
+    ]
+    config = kind.__struct_config__
+    return msgspec.defstruct(
+        kind.__name__,
+        [field if field[2] is not msgspec.NODEFAULT else field[:2] for field in fields],
+        forbid_unknown_fields=config.forbid_unknown_fields,
+        namespace={"__doc__": kind.__doc__},
+        kw_only=True,
+    )
+
+
+Submission = _readable(intake.Submission)
+Batch = GenericAlias(list, (Submission,))
+ClassicSubmit = _readable(classic.Submit)
+ClassicSubmitJob = _readable(classic.SubmitJob)
+
+Ids = TypedDict("Ids", {"ids": list[str], "count": int, "replayed": NotRequired[int]})
+Result = TypedDict("Result", {"id": str, "status": str, "result": Any})
+NoResultYet = TypedDict("NoResultYet", {"id": str, "status": str, "detail": str})
+NoResult = TypedDict("NoResult", {"id": str, "status": str, "error": str | None, "detail": str})
+Attempts = TypedDict("Attempts", {"items": list[Attempt]})
+Lines = TypedDict("Lines", {"items": list[LogLine], "next_after_id": int})
+JobEvent = TypedDict("JobEvent", {"id": str, "job": Job})
+JobEvents = TypedDict("JobEvents", {"items": list[JobEvent], "next_after": str, "reset": NotRequired[bool]})
+Replayed = TypedDict("Replayed", {"replayed": int})
+Queues = TypedDict("Queues", {"items": list[QueueInfo]})
+Tasks = TypedDict("Tasks", {"items": list[TaskInfo]})
+Workers = TypedDict("Workers", {"items": list[Worker], "slots": Slots})
+Alive = TypedDict("Alive", {"ok": bool, "status": str})
+Health = TypedDict("Health", {"name": str, "status": str, "version": str, "databaseAvailable": bool})
+Ready = TypedDict("Ready", {"ready": bool, "detail": NotRequired[str]})
+ClassicId = TypedDict("ClassicId", {"job_id": str})
+ClassicStatus = TypedDict("ClassicStatus", {"job_id": str, "status": str, "progress": Any, "updated_at": str})
+ClassicResult = TypedDict("ClassicResult", {"job_id": str, "result": Any})
+ClassicNoResult = TypedDict(
+    "ClassicNoResult", {"detail": str, "status": NotRequired[str], "error": NotRequired[str | None]}
+)
+ClassicLog = TypedDict("ClassicLog", {"job_id": str, "logs": list[LogLine], "next_after_id": int})
+ClassicSubmitted = TypedDict("ClassicSubmitted", {"job_id": str, "status": str, "submitted_at": str})
+ClassicMeta = TypedDict(
+    "ClassicMeta", {"job_id": str, "submitted_at": str, "payload": Any, "task_name": str, "tags": list[str]}
+)
+ClassicJob = TypedDict(
+    "ClassicJob",
+    {
+        "job_id": str, "id": str, "status": str, "meta": ClassicMeta, "enqueued_at": str, "started_at": str | None,
+        "ended_at": str | None, "result": Any, "exc_info": str | None, "error": str | None, "progress": Any, "created_at": str,
+        "updated_at": str,
+    },
+)  # fmt: skip
+ClassicReplayed = TypedDict("ClassicReplayed", {"success": int, "failed": int, "status": str})
+ClassicReplayedOne = TypedDict("ClassicReplayedOne", {"success": bool, "task_id": str, "status": str})
+ClassicMade = TypedDict("ClassicMade", {"job_id": str, "job": str})
+ClassicCreated = TypedDict("ClassicCreated", {"job_id": str, "status": str, "jobs": list[ClassicMade]})
+
+# -------------------------------------------------------------------------------------------------------------- operations
+
+OF_A_JOB = ("get_job", "get_result", "get_attempts", "get_logs", "follow_job", "cancel_job", "retry_job", "delete_job")
+SUBMIT_HEADERS = ("Idempotency-Key", "X-Request-ID")
+PAGE = {"items": [BRIEF], "next_cursor": "s17", "total": 1200}
+MAKES_LOG = Answer(
+    "the log as text", headers=("Content-Disposition",), shape=Lines, example={"items": [LINE], "next_after_id": 17},
+    texts={"text/plain": LOG, EVENT_STREAM: LINES}, events=("line", "end"),
+)  # fmt: skip
+
+
+def _one(tag: str, description: str, shape: Any, example: Any, *headers: str, **more: Any) -> Operation:
+    """An operation that answers 200 in one way."""
+    return Operation(tag, {200: Answer(description, shape, example, headers)}, **more)
+
+
+def _bulk(done: str) -> Operation:
+    body = Body(BulkRequest, BULK)
+    return _one("bulk", done, Outcome, {"matched": 12, "done": 11, "refused": 1, "dry_run": False}, body=body)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "POST /api/v1/jobs": Operation(
+        "jobs",
+        {201: Answer("accepted: it is on the disk", Job, NEW, ("Location", "Idempotency-Replayed"), links=OF_A_JOB)},
+        Body(Submission, SUBMITS),
+        refusals=(409, 429),
+        headers=SUBMIT_HEADERS,
+    ),
+    "POST /api/v1/jobs/batch": Operation(
+        "jobs",
+        {201: Answer("all are accepted", Ids, {"ids": [ID], "count": 1})},
+        Body(Batch, {"two jobs": [{"task": "noop"}, {"task": "noop", "priority": 5}]}, lines=NDJSON),
+        refusals=(409, 429),
+        headers=("X-Request-ID",),
+    ),
+    "GET /api/v1/jobs": _one("jobs", "a page of jobs", Page, PAGE),
+    "GET /api/v1/jobs/{job_id}": Operation(
+        "jobs", {200: Answer("the job", Job, JOB, ("ETag",)), 304: Answer("it is as If-None-Match names it", headers=("ETag",))}
+    ),
+    "DELETE /api/v1/jobs/{job_id}": Operation("jobs", {204: Answer("it is gone")}, refusals=(409,)),
+    "GET /api/v1/jobs/{job_id}/result": Operation(
+        "jobs",
+        {
+            200: Answer("the result", Result, {"id": ID, "status": "completed", "result": ["Hello, Ada!"]}),
+            202: Answer(
+                "there is none yet",
+                NoResultYet,
+                {"id": ID, "status": "running", "detail": "no result yet, the job is running"},
+                ("Retry-After",),
+            ),
+            409: Answer(
+                "there will be none",
+                NoResult,
+                {"id": ID, "status": "dead_letter", "error": "no", "detail": "the job is dead_letter: no"},
+            ),
+        },
+    ),
+    "GET /api/v1/jobs/{job_id}/attempts": _one("jobs", "its attempts", Attempts, {"items": [ATTEMPT]}),
+    "POST /api/v1/jobs/{job_id}/cancel": Operation(
+        "jobs",
+        {200: Answer("it is cancelled", Job, CANCELLED), 202: Answer("it runs, and was asked to stop", Job, RUNNING)},
+        refusals=(409,),
+    ),
+    "POST /api/v1/jobs/{job_id}/retry": _one("jobs", "it is queued", Job, REQUEUED, refusals=(409,)),
+    "POST /api/v1/jobs/bulk/cancel": _bulk("how many were cancelled, or asked to stop"),
+    "POST /api/v1/jobs/bulk/retry": _bulk("how many went back to their queues"),
+    "POST /api/v1/jobs/bulk/delete": _bulk("how many were deleted"),
+    "GET /api/v1/dead-letters": _one(
+        "dead letters", "a page of jobs", Page, {"items": [{**BRIEF, "status": "dead_letter", "last_error": "no such guest"}]}
+    ),
+    "POST /api/v1/dead-letters/replay": _one(
+        "dead letters",
+        "how many went back to their queues",
+        Replayed,
+        {"replayed": 3},
+        body=Body(ReplayFilter, {"those of a task": {"task": "greet"}, "all": {}}, required=False),
+    ),
+    "POST /api/v1/dead-letters/{job_id}/replay": _one("dead letters", "it is queued", Job, REQUEUED, refusals=(409,)),
+    "GET /api/v1/jobs/{job_id}/logs": Operation("logs", {200: MAKES_LOG._replace(description="the log, in what was asked for")}),
+    "GET /api/v1/logs/{job_id}": Operation("logs", {200: MAKES_LOG}),
+    "GET /api/v1/{job_id}/logs": Operation("logs", {200: MAKES_LOG}),
+    "GET /api/v1/events": Operation(
+        "events",
+        {
+            200: Answer(
+                "the stream, or with `format=json` a page",
+                JobEvents,
+                {"items": [{"id": "4711-17", "job": BRIEF}], "next_after": "4711-17"},
+                texts={EVENT_STREAM: f"retry: 1000\nid: 4711-17\n\n{EVENT}"},
+                events=("job", "reset"),
+            )
+        },
+    ),
+    "GET /api/v1/jobs/{job_id}/events": Operation(
+        "events", {200: Answer("the stream", texts={EVENT_STREAM: JOB_EVENTS}, events=("job", "end"))}
+    ),
+    "GET /api/v1/queues": _one("system", "the queues", Queues, {"items": [QUEUE]}),
+    "GET /api/v1/queues/{name}": _one("system", "the queue", QueueInfo, QUEUE),
+    "GET /api/v1/tasks": _one("system", "the tasks", Tasks, {"items": [TASK]}),
+    "GET /api/v1/tasks/{name}": _one("system", "the task", TaskInfo, TASK),
+    "GET /api/v1/workers": _one(
+        "system",
+        "the workers",
+        Workers,
+        {
+            "items": [
+                {"id": "thread-1", "executor": "thread", "busy": True, "job_id": ID, "task": "greet", "queue": "default",
+                 "attempt": 1, "started_at": AT, "running_for": 0.2},
+                {"id": "thread-2", "executor": "thread", "busy": False},
+            ],
+            "slots": {"thread": 4, "async": 100},
+        },
+    ),
+    "GET /metrics": Operation(
+        "figures",
+        {200: Answer("the metrics", texts={"text/plain": PROMETHEUS, "application/openmetrics-text": PROMETHEUS + "# EOF\n"})},
+    ),
+    "GET /api/v1/metrics": _one(
+        "figures",
+        "the figures",
+        Summary,
+        {
+            "avgProcessingTimeSeconds": 0.12,
+            "dashboardMetrics": {
+                "totalTasks": 1214, "pending": 7, "inProgress": 4, "completed": 1200, "failed": 3, "dlqCounts": 3,
+            },
+            "systemHealth": {"messagesReady": 5, "workersOnline": 4},
+        },
+    ),
+    "GET /api/v1/metrics/minutes": _one(
+        "figures",
+        "the minutes in which something happened",
+        MinutesPage,
+        {"items": [{"minute": "2026-01-31T12:00:00Z", "enqueued": {"greet": 60}, "run_ms": {"greet": 720}}]},
+    ),
+    "GET /stats": (
+        stats := _one(
+            "figures",
+            "the queues, and the last 24 hours",
+            Stats,
+            {
+                "queues": {"default": {"queued": 5, "completed": 1200}},
+                "throughput_per_hour": [{"hour": "2026-01-31T12:00:00Z", "enqueued": 60, "finished": 58, "failed": 2}],
+            },
+        )
+    ),
+    "GET /api/v1/stats": stats,
+    "GET /health": _one("health", "it is", Alive, {"ok": True, "status": "ok"}, always=True),
+    "GET /ready": Operation(
+        "health",
+        {
+            200: Answer("it does", Ready, {"ready": True}),
+            503: Answer("it does not", Ready, {"ready": False, "detail": "the server is stopping"}, ("Retry-After",)),
+        },
+        always=True,
+    ),
+    "GET /api/v1/health": Operation(
+        "health",
+        {
+            200: Answer(
+                "it is", Health, {"name": "MiniFlow", "status": "healthy", "version": "v0.1.0", "databaseAvailable": True}
+            ),
+            503: Answer(
+                "it is not", Health, {"name": "MiniFlow", "status": "unhealthy", "version": "v0.1.0", "databaseAvailable": False}
+            ),
+        },
+    ),
+    "POST /submit": _one(
+        "classic",
+        "accepted",
+        ClassicId,
+        {"job_id": ID},
+        body=Body(ClassicSubmit, {"a task": {"task": "example_task", "payload": {"text": "Hello mini workflow engine"}}}),
+        refusals=(409, 429),
+        headers=SUBMIT_HEADERS,
+    ),
+    "GET /status/{job_id}": _one(
+        "classic", "its status", ClassicStatus, {"job_id": ID, "status": "finished", "progress": None, "updated_at": AT}
+    ),
+    "GET /result/{job_id}": Operation(
+        "classic",
+        {
+            200: Answer("the result", ClassicResult, {"job_id": ID, "result": ["Hello, Ada!"]}),
+            404: Answer(
+                "there is none: not yet, not ever, or not even the job",
+                ClassicNoResult,
+                {"detail": "Result not available yet", "status": "started"},
+                ("Retry-After",),
+            ),
+        },
+    ),
+    "GET /logs/{job_id}": Operation(
+        "classic",
+        {
+            200: Answer(
+                "its log", ClassicLog, {"job_id": ID, "logs": [LINE], "next_after_id": 17},
+                texts={EVENT_STREAM: LINES}, events=("line", "end"),
+            )
+        },
+    ),
+    "POST /submit-job": _one(
+        "classic",
+        "accepted",
+        ClassicSubmitted,
+        {"job_id": f"JOB-{ID}", "status": "queued", "submitted_at": AT},
+        body=Body(ClassicSubmitJob, {"a task": {"task": "heavy_compute", "payload": {"user_id": 101, "message": "hello"}}}),
+        refusals=(409, 429),
+        headers=SUBMIT_HEADERS,
+    ),
+    "GET /job-status/{job_id}": _one(
+        "classic",
+        "everything about it",
+        ClassicJob,
+        {
+            "job_id": ID, "id": ID, "status": "finished", "enqueued_at": AT, "started_at": AT, "ended_at": AT,
+            "meta": {"job_id": ID, "submitted_at": AT, "payload": {"name": "Ada"}, "task_name": "greet", "tags": []},
+            "result": ["Hello, Ada!"], "exc_info": None, "error": None, "progress": None, "created_at": AT, "updated_at": AT,
+        },
+    ),
+    "POST /api/v1/jobs/action/retry": _one(
+        "classic",
+        "how many went back to their queues",
+        ClassicReplayed,
+        {"success": 3, "failed": 0, "status": "Replay successful"},
+        refusals=(404,),
+    ),
+    "POST /api/v1/jobs/action/{job_id}/retry": _one(
+        "classic",
+        "it is queued",
+        ClassicReplayedOne,
+        {"success": True, "task_id": ID, "status": "Replay successful"},
+        refusals=(409,),
+    ),
+    "POST /create-jobs": _one(
+        "classic",
+        "accepted",
+        ClassicCreated,
+        {"job_id": ID, "status": "enqueued", "jobs": [{"job_id": ID, "job": "TruncateTable"}]},
+        body=Body(
+            dict[str, Any],
+            {"one job": {"job": "TruncateTable", "schema": "public", "table_name": "users"}},
+            required=False,
+        ),
+        refusals=(429,),
+        headers=("X-Request-ID",),
+    ),
+}  # fmt: skip
+
+API = Api(DESCRIPTION.strip(), TAGS, OPERATIONS, FIELDS, omitting=(Job, Attempt, Page, Worker))
