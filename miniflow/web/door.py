@@ -26,12 +26,14 @@ from miniflow.operations import Operation
 from miniflow.queries import job_of_new
 from miniflow.web.backend import Backend
 from miniflow.web.problems import PROBLEM, Problem, problem_of, shaped
+from miniflow.web.protocol import answer_whole
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WITHOUT_TOKEN = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.json"})
 """What says nothing of any job: it is the same in each installation. A browser's address bar cannot send a token."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID_CHARS_MAX = 128
+CREATED = b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\nlocation: /api/v1/jobs/%s\r\nx-request-id: %s\r\n"
 WITH_REFUSAL = {401: ((b"www-authenticate", b"Bearer"),)}
 
 encode = msgspec.json.Encoder().encode
@@ -138,7 +140,10 @@ class Door:
             await _respond(send, problem.status, PROBLEM, encode(problem), (extra[1], *more))
             self._requests.answered("POST", "/api/v1/jobs", problem.status, time.perf_counter() - began)
             return
-        await _respond(send, 201, "application/json", encode(job_of_new(new, backend.clock.now_ms())), extra)
+        body = encode(job_of_new(new, backend.clock.now_ms()))
+        head = CREATED % (new.id.encode(), extra[1][1])
+        if not answer_whole(send, head, body):
+            await _respond(send, 201, "application/json", body, extra)
         self._requests.accepted.observe(time.perf_counter() - began)
 
     async def _in_full(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from miniflow.web.protocol import JoinedWrites, Protocol
+from miniflow.web.protocol import JoinedWrites, Protocol, answer_whole
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -40,7 +40,7 @@ class Recording:
         return getattr(self._transport, name)
 
 
-async def answered(application: Callable[..., Any], enough: bytes) -> bytes:
+async def answered(application: Callable[..., Any], enough: bytes, request: bytes = REQUEST) -> bytes:
     """What a client of a server with this application receives, until ``enough`` is in it."""
     config = uvicorn.Config(application, http=Protocol, lifespan="off", log_config=None, port=0)
     server = uvicorn.Server(config)
@@ -49,7 +49,7 @@ async def answered(application: Callable[..., Any], enough: bytes) -> bytes:
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(REQUEST)
+    writer.write(request)
     got = b""
     while enough not in got and (data := await asyncio.wait_for(reader.read(65_536), 5)):
         got += data
@@ -96,3 +96,37 @@ def test_an_answer_that_closes_the_connection_is_sent_before_it_closes() -> None
         await send({"type": "http.response.body", "body": b""})
 
     assert b"connection: close" in asyncio.run(answered(application, b"never comes"))
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """The same answer whichever way it takes."""
+    await receive()
+    if not answer_whole(send, b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n", b"hello"):
+        await send({**HEAD, "headers": [*HEAD["headers"], (b"content-length", b"5")]})  # type: ignore[misc]
+        await send({"type": "http.response.body", "body": b"hello"})
+
+
+def lines(answer: bytes) -> list[bytes]:
+    """Status line, headers in any order and body, but for the time."""
+    return sorted(line for line in answer.split(b"\r\n") if not line.startswith(b"date: "))
+
+
+def test_an_answer_past_send_has_the_headers_of_one_through_it(writes: list[bytes]) -> None:
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def other(message: Any) -> None:
+            await send(message)
+
+        await hello(scope, receive, other)
+
+    short, long = asyncio.run(answered(hello, b"hello")), asyncio.run(answered(wrapped, b"hello"))
+    assert lines(short) == lines(long)
+    assert b"\r\ndate: " in short
+    assert len(writes) == 2
+
+
+def test_a_connection_that_answers_past_send_takes_the_next_request() -> None:
+    got = asyncio.run(
+        answered(hello, b"hello" * 2 + b"never comes", REQUEST * 2 + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    )
+    assert got.count(b"200 OK") == got.count(b"\r\n\r\nhello") == 3
+    assert got.count(b"connection: close") == 1
