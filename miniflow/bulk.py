@@ -1,7 +1,8 @@
 """Verbs on many jobs: cancel, retry and delete, by a filter or by ids.
 
 The rows are found beside the writer, a part at a time, and moved in steps that are transactions of their own, so that submits and
-workers go on in between. What was found may have moved on when its step comes: each verb asks again, in the transaction.
+workers go on in between. What was found may have moved on when its step comes: in the transaction it is asked
+again whether it is the job that was found, what the filter means, and in a state that the verb applies to.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from miniflow import list_statements as lists
 from miniflow import statements as sql
 from miniflow.errors import ShuttingDown, TransitionRefused
+from miniflow.filters import Filter
 from miniflow.jobs import Jobs, find
-from miniflow.listing import Found
+from miniflow.listing import Found, Ref
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.writer import Transaction, json_text
 
 STEP_MAX = 1000  # rows in one transaction
+STEP_FIRST = 16  # nothing is timed yet, and a thousand jobs with long logs would keep submits waiting for half a second
 STEP_S = 0.03  # a step that takes longer (jobs with long logs are deleted) makes the next one smaller
 
 Verb = Callable[[Transaction], int]
@@ -31,7 +35,8 @@ Call = Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
 
 class Outcome(msgspec.Struct):
     """``matched`` jobs were meant; ``done`` is to how many of those it was done, or in a dry run would be; ``refused`` is how
-    many are in a state that it does not apply to."""
+    many are in a state that it does not apply to, or had changed before it came to them, so that the filter means them no
+    more."""
 
     matched: int = 0
     done: int = 0
@@ -50,24 +55,35 @@ async def run(
 ) -> Outcome:
     """Do ``verb`` to what is ``found``, or count it. ShuttingDown if the server begins to stop meanwhile."""
     outcome = Outcome(dry_run=dry_run)
-    size = STEP_MAX
-    async for matched, seqs in found:
+    size = STEP_FIRST
+    async for matched, rows, which in found:
         outcome.matched += matched
-        del seqs[at_most - outcome.done :]
+        del rows[at_most - outcome.done :]
         if dry_run:
-            outcome.done += len(seqs)
+            outcome.done += len(rows)
             continue
-        while seqs:
+        while rows:
             if not jobs.accepting:
                 raise ShuttingDown
-            step, seqs = seqs[:size], seqs[size:]
-            done, took_s = await call(_timed(verb.act(jobs, step)))
+            step, rows = rows[:size], rows[size:]
+            done, took_s = await call(_timed(_step(verb, jobs, step, which)))
             outcome.done += done
             size = max(size // 2, 1) if took_s > STEP_S else min(size * 2, STEP_MAX)
         if outcome.done >= at_most:
             break
     outcome.refused = outcome.matched - outcome.done
     return outcome
+
+
+def _step(verb: BulkVerb, jobs: Jobs, rows: list[Ref], which: Filter) -> Verb:
+    """``verb`` for those of ``rows`` that are what they were when they were found."""
+
+    def step(tx: Transaction) -> int:
+        narrowed_by, values = which.narrowing(states=True, names=True)
+        seqs = _decode_seqs(tx.run(lists.still(narrowed_by), json_text(rows), *values)[0][0])
+        return verb.act(jobs, seqs, which)(tx) if seqs else 0
+
+    return step
 
 
 def _timed(verb: Verb) -> Callable[[Transaction], tuple[int, float]]:
@@ -91,11 +107,14 @@ class _Standing(NamedTuple):
     leased: int
 
 
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
 _decode_standings = msgspec.json.Decoder(list[_Standing]).decode
 
 
-def cancel(jobs: Jobs, seqs: list[int]) -> Verb:
-    """What waits is cancelled; what runs is asked to stop. Both count."""
+def cancel(jobs: Jobs, seqs: list[int], which: Filter) -> Verb:
+    """What waits is cancelled; what runs is asked to stop. Both count. What a worker has taken, and the file does not know yet to
+    run, runs: it is left alone by a filter that does not mean what runs."""
+    stops = which.states is None or State.RUNNING in which.states
 
     def verb(tx: Transaction) -> int:
         rows = [row for row in _decode_standings(tx.run(sql.STANDING_OF_JOBS, json_text(seqs))[0][0])
@@ -107,7 +126,7 @@ def cancel(jobs: Jobs, seqs: list[int]) -> Verb:
         idle = {row.seq for row in held} | {seq for seq in leased if jobs.quarantine.holds(seq)}
         running = leased - idle
         waiting = [row for row in rows if row.state in WAITING and row.seq not in running]
-        if running:
+        if running and stops:
             jobs.ask_to_stop(tx, sorted(running))
         if waiting:
             tx.run(sql.CANCEL_IF_WAITING, json_text([row.seq for row in waiting]), tx.now_ms, tx.number)
@@ -117,17 +136,17 @@ def cancel(jobs: Jobs, seqs: list[int]) -> Verb:
             for seq in idle:
                 tx.on_commit(partial(jobs.quarantine.ended, seq))
             jobs.publish(tx, lambda: [row.id for row in waiting])
-        return len(running) + len(waiting)
+        return len(waiting) + (len(running) if stops else 0)
 
     return verb
 
 
-def retry(jobs: Jobs, seqs: list[int]) -> Verb:
+def retry(jobs: Jobs, seqs: list[int], _: Filter) -> Verb:
     """Dead letters are replayed; what waits for its next attempt gets it now."""
     return lambda tx: jobs.replay(tx, seqs) + jobs.run_now(tx, seqs)
 
 
-def delete(_: Jobs, seqs: list[int]) -> Verb:
+def delete(_: Jobs, seqs: list[int], __: Filter) -> Verb:
     """What has ended is forgotten, with its attempts and its log."""
     return lambda tx: _delete(tx, seqs)
 
@@ -155,7 +174,7 @@ class BulkVerb(NamedTuple):
     """What can be done to many jobs: the states that it applies to, and how."""
 
     applies: frozenset[State]
-    act: Callable[[Jobs, list[int]], Verb]
+    act: Callable[[Jobs, list[int], Filter], Verb]
 
 
 CANCEL = BulkVerb(WAITING | {State.RUNNING}, cancel)

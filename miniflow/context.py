@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from miniflow.errors import InvalidRequest, JobInterrupted
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_LEVELS = frozenset(LEVELS)
+_LEVELS = {name: name for name in LEVELS}
+"""A level may be given as a subclass of str, an enum's member say: what is written is the plain text."""
 
 WriteLog = Callable[[str, str], None]
 """Takes the level and the message."""
@@ -87,11 +88,13 @@ class JobContext:
 
     def log(self, message: str, level: str = "INFO") -> None:
         """One line of the job's log."""
-        if level not in _LEVELS:
-            level = str(level).upper()
-            if level not in _LEVELS:
-                raise InvalidRequest("level", f"{level!r} is none of {', '.join(LEVELS)}")
-        self._write_log(level, str(message))
+        known = _LEVELS.get(level)
+        if known is None:
+            wanted = str(level).upper()
+            known = _LEVELS.get(wanted)
+            if known is None:
+                raise InvalidRequest("level", f"{wanted!r} is none of {', '.join(LEVELS)}")
+        self._write_log(known, str(message))
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """How far the job is: ``progress(30, 100)``, or a fraction, ``progress(0.3)``. What is out of range is clamped."""

@@ -39,6 +39,15 @@ class UnknownTask(InvalidRequest):
         self.task, self.known = task, known
 
 
+class SearchTooExpensive(MiniFlowError):
+    """A search through texts was given up. Asked for again it would take as long again: it is for the caller to narrow it."""
+
+    def __init__(self, budget_s: float) -> None:
+        super().__init__(
+            f"the search took longer than {budget_s:g} s and was given up; narrow it by status, queue, task or dates"
+        )
+
+
 class TooLarge(MiniFlowError):
     """A payload, body or result is over its limit. ``limit`` is the setting's name; sizes are in bytes."""
 
@@ -109,8 +118,17 @@ class StoreLocked(StoreError):
     retry_after_s = 5
 
 
+class ReadTooSlow(StoreError):
+    """A read that looks for no text was given up all the same: the disk or the machine is too busy."""
+
+    retry_after_s = 5
+
+    def __init__(self, budget_s: float) -> None:
+        super().__init__(f"the database took longer than {budget_s:g} s to answer; try again later")
+
+
 class StoreClosed(StoreError):
-    """The writer has stopped: the process is on its way out."""
+    """The writer or the readers have stopped: the process is on its way out."""
 
 
 class SecondLibrary(StoreError):

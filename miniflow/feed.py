@@ -155,7 +155,11 @@ class Feed:
         return changes
 
     async def _after(self, place: Place) -> list[Change]:
-        return [_change(row) for row in await self._readers.fetch(sql.CHANGED_AFTER, *place, PAGE)]
+        try:
+            return [_change(row) for row in await self._readers.fetch(sql.CHANGED_AFTER, *place, PAGE)]
+        except BaseException:  # kept until the next commit, it would be the answer to all who come to this place
+            self._pages.pop(place, None)
+            raise
 
     # -------------------------------------------------------------------------------------------------------------- waking
 

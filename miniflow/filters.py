@@ -69,11 +69,14 @@ class Filter(msgspec.Struct, frozen=True):
     created_from: int | None = None
     created_to: int | None = None
 
-    def narrowing(self, *, states: bool = False) -> tuple[tuple[str, ...], list[Any]]:
+    def narrowing(self, *, states: bool = False, names: bool = False) -> tuple[tuple[str, ...], list[Any]]:
         """Names in ``list_statements.NARROWED_BY`` and the values that they take: all that a row must be held against. State
-        (unless it is wanted), id and key are found by their indexes instead."""
+        (unless ``states`` is wanted), id and key (unless ``names`` are) are found by their indexes instead."""
         made = [Condition("queue", (queue,)) for queue in self.queues]
         made += self.others
+        if names:
+            made += [Condition("id", (one,)) for one in self.ids]
+            made += [Condition("key", (key, key)) for key in self.keys]
         if states and self.states is not None:
             made.append(Condition("state", (json.dumps(self.states),)))
         if self.created_from is not None:
@@ -81,6 +84,11 @@ class Filter(msgspec.Struct, frozen=True):
         if self.created_to is not None:
             made.append(Condition("created_to", (self.created_to,)))
         return tuple(one.name for one in made), [value for one in made for value in one.values]
+
+    @property
+    def means_all(self) -> bool:
+        """Whether it narrows nothing."""
+        return self == Filter()
 
     @property
     def is_counted(self) -> bool:
@@ -157,6 +165,8 @@ def _terms(q: str) -> Iterator[tuple[str, str]]:
     """(condition, value) of each term, "text" for those without a key."""
     if len(q) > Q_CHARS_MAX:
         raise InvalidRequest("q", f"has {len(q):,} characters, {Q_CHARS_MAX:,} are allowed")
+    if "\0" in q:  # a pattern ends there for SQLite: what was to narrow would find everything
+        raise InvalidRequest("q", "has a NUL character, which cannot be searched for")
     q, place, count = q.strip(), 0, 0
     while place < len(q):
         found = _TERM.match(q, place)
@@ -170,8 +180,9 @@ def _terms(q: str) -> Iterator[tuple[str, str]]:
         key, quoted, plain = found["key"], found["quoted"], found["plain"]
         value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain or ""
         if key is None:
-            if value:
-                yield "text", value
+            if not value:  # said nothing, and so meant every job
+                raise InvalidRequest("q", 'has an empty term ""; put text between the quotes, or leave it out')
+            yield "text", value
         elif key not in KEYS:
             keys = ", ".join(f"{name}:" for name in KEYS)
             raise InvalidRequest(

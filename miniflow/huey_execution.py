@@ -145,8 +145,9 @@ class Execution:
         )
 
     def write_log(self, level: str, message: str) -> None:
-        if not self.open_log().add(level, message):  # by a thread that the job has left behind
-            late.log(getattr(logging, level), "job %s, after its end: %s", self.attempt.claimed.id, message)
+        if not self.open_log().add(level, message):  # by a thread that the job has left behind, or by a finalizer
+            when = "after its end" if self.attempt.finished else "not in its log"
+            late.log(getattr(logging, level), "job %s, %s: %s", self.attempt.claimed.id, when, message)
 
     def open_log(self) -> JobLog:
         return self.attempt.log or self.services.logs.open(self.attempt)

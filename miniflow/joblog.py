@@ -10,10 +10,14 @@ newest lines are kept, in memory, and are written when the attempt ends, after a
 
 Anything here may be interrupted: a timeout raises its exception between two bytecodes of the thread that prints. So nothing
 depends on two counts agreeing, and what has been taken off one list is put on the next before anything is called.
+
+And wherever something is allocated, the garbage collector may run a finalizer that prints, in the very thread that holds a lock
+here. It must neither wait for itself nor change lists that are being changed: what it says goes past the log.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -28,6 +32,8 @@ from miniflow.errors import StoreError
 from miniflow.notices import Notices
 from miniflow.outcome import middle_out
 from miniflow.writer import Transaction, Writer, json_text
+
+app_log = logging.getLogger("miniflow.joblog")
 
 LINE_CHARS_MAX = 16_000
 STAMP_BYTES = 32  # what time and level take before a line, in the log as text: an empty line is not nothing
@@ -44,6 +50,10 @@ FIRST_BYTES, LAST_BYTES = 4_000, 8_000  # of each attempt, whatever others have 
 STREAM_LEVELS = ("INFO", "WARNING")
 """Of lines printed to standard output and to standard error. What comes on standard error is mostly progress bars, deprecations
 and the chatter of tools: worth a look, and no failure."""
+
+ROWS_FAULT = frozenset({1, 18, 19, 20})
+"""SQLITE_ERROR, TOOBIG, CONSTRAINT, MISMATCH: SQLite has taken the statement back and the transaction goes on. All others are the
+disk's or a lock's, and the writer's to deal with."""
 
 Row = tuple[int, int, str, int, str]
 """As ``statements.INSERT_LOGS`` takes it: job's seq, attempt, level, time, message."""
@@ -62,17 +72,18 @@ class JobLogs:
         self._writer, self._notices = writer, notices
         self.now_ms = clock.now_ms
         self.max_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._dirty: deque[JobLog] = deque()
         writer.every_group(self._write, before=True)
 
     def open(self, attempt: Attempt) -> JobLog:
         """The log of ``attempt``, made when it first has something to say. That of one that has ended takes nothing more."""
-        with self._lock:
+        made = JobLog(self, attempt)
+        made.closed = attempt.finished  # one that ends from here on is seen by ``add``
+        with self._lock:  # nothing in here allocates, so no finalizer comes between the look and the change
             log = attempt.log
             if log is None:
-                log = attempt.log = JobLog(self, attempt)
-                log.closed = attempt.finished  # looked at when the log can be found: who ends the attempt closes it
+                log = attempt.log = made
         return log
 
     def last_word(self, attempt: Attempt, level: str, message: str) -> None:
@@ -136,8 +147,26 @@ class JobLogs:
                 log.give_back(chunk)
 
         tx.on_rollback(give_back)
-        tx.run(sql.INSERT_LOGS, json_text([row for _, chunk in taken for row in chunk.rows]))
+        self._insert(tx, [chunk for _, chunk in taken])
         tx.on_commit(lambda: self._publish(taken))
+
+    def _insert(self, tx: Transaction, chunks: list[Chunk]) -> None:
+        """One statement for all. Where it fails for what is in a row, the chunk with that row is left out: if it were not, this
+        step would fail in every group from here on, and take all other operations with it."""
+        try:
+            tx.run(sql.INSERT_LOGS, json_text([row for chunk in chunks for row in chunk.rows]))
+        except Exception as exc:  # which kinds are the row's own fault, is looked at next
+            if not _is_rows_fault(exc):
+                raise
+            if len(chunks) > 1:
+                for chunk in chunks:
+                    self._insert(tx, [chunk])
+                return
+            seq, number, *_ = chunks[0].rows[0]
+            app_log.exception(
+                "%d lines of attempt %d of the job with seq %d cannot be written to its log and are left out",
+                len(chunks[0].rows), number, seq,
+            )  # fmt: skip
 
     def _publish(self, taken: list[tuple[JobLog, Chunk]]) -> None:
         if self._notices.wanted:
@@ -148,14 +177,17 @@ class JobLog:
     """The log of one attempt. Any thread may add to it; only the writer's takes from it."""
 
     __slots__ = (
-        "_ask_at", "_attempt", "_full", "_head_max", "_left_bytes", "_left_lines", "_lock", "_logs", "_number", "_partial",
-        "_rows", "_rows_size", "_seq", "_size", "_tail", "_tail_max", "_tail_size", "closed", "dirty", "ended", "taken",
+        "_ask_at", "_attempt", "_full", "_head_max", "_inside", "_left_bytes", "_left_lines", "_lock", "_logs", "_number",
+        "_partial", "_rows", "_rows_size", "_seq", "_size", "_tail", "_tail_max", "_tail_size", "closed", "dirty", "ended",
+        "taken",
     )  # fmt: skip
 
     def __init__(self, logs: JobLogs, attempt: Attempt) -> None:
         self._logs, self._attempt = logs, attempt
         self._seq, self._number = attempt.claimed.seq, attempt.number
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # nobody takes it twice
+        # True for a finalizer that has come while its own thread holds the lock. An RLock knows, a mark of ours would be late.
+        self._inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._partial: tuple[dict[int, str], dict[int, str]] = ({}, {})  # half lines, by stream and thread
         self._full: deque[Chunk] = deque()
         self._rows: list[Row] = []
@@ -184,13 +216,16 @@ class JobLog:
     # ------------------------------------------------------------------------------------------------------------- adding
 
     def add(self, level: str, message: str) -> bool:
-        """One line; False if the attempt is over. Blocks while too much waits, and raises what the job is interrupted with."""
+        """One line; False if it is not taken: the attempt is over, or a finalizer says it in the midst of another line. Blocks
+        while too much waits, and raises what the job is interrupted with."""
+        if self._inside():
+            return False
         row, size = self._row(level, message)
         if self._size >= self._ask_at:
             self._ask()
         while True:
             with self._lock:
-                if self.closed:
+                if self.closed or self._attempt.finished:
                     return False
                 if self._size >= self._head_max:
                     self._keep(row, size)
@@ -204,8 +239,8 @@ class JobLog:
             time.sleep(HELD_BACK_S)
 
     def write(self, stream: int, text: str) -> bool:
-        """A piece of what is printed; each line break ends a line. False if the attempt is over."""
-        if self.closed:
+        """A piece of what is printed; each line break ends a line. False if it is not taken, see ``add``."""
+        if self.closed or self._attempt.finished or self._inside():
             return False
         if not text:
             return True
@@ -226,11 +261,12 @@ class JobLog:
             if len(rest) >= LINE_CHARS_MAX:  # no line break is in sight: one is made
                 lines.append(rest)
                 rest = ""
+        took = False
         for line in lines:
-            self.add(level, line if "\r" not in line else _overwritten(line).rstrip("\r"))
-        if rest:
+            took = self.add(level, line if "\r" not in line else _overwritten(line).rstrip("\r")) or took
+        if rest and took:
             partial[thread] = rest
-        return True
+        return took
 
     def say_last(self, level: str, message: str) -> None:
         """A line after all others, of a log that is closed or is so now."""
@@ -240,11 +276,12 @@ class JobLog:
             self._append(row, size)
 
     def _row(self, level: str, message: str) -> tuple[Row, int]:
+        if type(message) is not str:  # a subclass is none to the encoder, and may say of itself what it likes
+            message = str.__str__(message)
         if len(message) > LINE_CHARS_MAX or not message.isascii():
             message = middle_out(message, LINE_CHARS_MAX)
             size = len(message.encode())
         else:
-            message = str.__str__(message)  # a subclass of str is none to the encoder
             size = len(message)
         return (self._seq, self._number, level, self._logs.now_ms(), message), size + STAMP_BYTES
 
@@ -296,7 +333,7 @@ class JobLog:
             for stream, partial in enumerate(self._partial):
                 while partial:
                     _, text = partial.popitem()
-                    row, size = self._row(STREAM_LEVELS[stream], _overwritten(text).rstrip("\r"))
+                    row, size = self._row(STREAM_LEVELS[stream], _overwritten(str.__str__(text)).rstrip("\r"))
                     if self._size >= self._head_max:
                         self._keep(row, size)
                     else:
@@ -353,6 +390,11 @@ class JobLog:
             if not self.dirty:
                 self._logs.announce(self)
                 self.dirty = True
+
+
+def _is_rows_fault(exc: Exception) -> bool:
+    """Whether a row cannot be written for what it is, now or ever."""
+    return isinstance(exc, (TypeError, ValueError)) or getattr(exc, "result", None) in ROWS_FAULT
 
 
 def _overwritten(line: str) -> str:

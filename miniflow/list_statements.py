@@ -12,6 +12,8 @@ from miniflow.statements import LISTED
 
 NARROWED_BY = {
     "queue": "j.queue = ?",
+    "id": "j.id = ?",
+    "key": "(j.idempotency_key = ? OR (j.idempotency_key IS NULL AND j.id = ?))",
     "task": "j.task = ?",
     "tag": "EXISTS (SELECT 1 FROM json_each(j.tags) t WHERE t.value = ?)",
     "request_id": "coalesce(j.request_id, j.id) = ?",
@@ -64,14 +66,15 @@ ORDER BY j.changed {direction}, j.seq {direction} LIMIT ?
 """
 
 
-# For bulk verbs: how many rows there are, and which of them are in the states that the verb applies to, as a JSON array of seqs.
+# For bulk verbs: how many rows there are, and which of them are in the states that the verb applies to, as a JSON array of
+# [seq, id]. A seq alone is no identity: that of the last row, deleted, goes to the next job that is submitted.
 
 
 @lru_cache(256)
 def find_by_seq(narrowed_by: tuple[str, ...]) -> str:
     """States that apply (JSON array), from, to (seqs), narrowed_by…"""
     return f"""
-SELECT count(*), json_group_array(j.seq) FILTER (WHERE j.state IN (SELECT value FROM json_each(?)))
+SELECT count(*), json_group_array(json_array(j.seq, j.id)) FILTER (WHERE j.state IN (SELECT value FROM json_each(?)))
 FROM jobs j NOT INDEXED WHERE j.seq >= ? AND j.seq <= ?{_and(narrowed_by)}
 """
 
@@ -80,8 +83,19 @@ FROM jobs j NOT INDEXED WHERE j.seq >= ? AND j.seq <= ?{_and(narrowed_by)}
 def find_by_state(narrowed_by: tuple[str, ...]) -> str:
     """States that apply, states to look through (JSON arrays), from, to (seqs), narrowed_by…"""
     return f"""
-SELECT count(*), json_group_array(j.seq) FILTER (WHERE j.state IN (SELECT value FROM json_each(?)))
+SELECT count(*), json_group_array(json_array(j.seq, j.id)) FILTER (WHERE j.state IN (SELECT value FROM json_each(?)))
 FROM json_each(?) s CROSS JOIN jobs j INDEXED BY jobs_by_state ON j.state = s.value AND j.seq >= ? AND j.seq <= ?
+WHERE true{_and(narrowed_by)}
+"""
+
+
+@lru_cache(256)
+def still(narrowed_by: tuple[str, ...]) -> str:
+    """Which of these rows (JSON array of [seq, id]) are what they were when they were found: narrowed_by… Their seqs, as a JSON
+    array."""
+    return f"""
+SELECT json_group_array(j.seq)
+FROM json_each(?) i CROSS JOIN jobs j NOT INDEXED ON j.seq = i.value ->> 0 AND j.id = i.value ->> 1
 WHERE true{_and(narrowed_by)}
 """
 

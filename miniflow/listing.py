@@ -30,6 +30,9 @@ CLOCK_SLACK_MS = 60_000
 Place = tuple[int, int]
 """Of a job in the order of changes: its ``changed`` and its seq."""
 
+Ref = tuple[int, str]
+"""Seq and id of a row: where it is, and who."""
+
 
 class Page(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A page of jobs. ``total`` is left out where only counting rows could tell; ``next_cursor`` where this is the last page."""
@@ -40,10 +43,11 @@ class Page(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Found(NamedTuple):
-    """Rows that a bulk verb is meant for: how many, and the seqs of those in a state that it applies to."""
+    """Rows that a bulk verb is meant for: how many, those in a state that it applies to, and what they were found by."""
 
     matched: int
-    seqs: list[int]
+    rows: list[Ref]
+    which: Filter
 
 
 class _Order(NamedTuple):
@@ -63,7 +67,7 @@ ORDERS = {
     "updated_at": _Order("u", True, False),
 }
 
-_decode_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_refs = msgspec.json.Decoder(list[Ref]).decode
 
 
 class Listing:
@@ -174,14 +178,14 @@ class Listing:
                 low = there[0][0] if there else high
                 upto = min(high, low + SCAN_MAX - 1)
                 statement, parameters = lists.find_by_seq(narrowed_by), (wanted, low, upto)
-            ((matched, seqs),) = await self._readers.fetch(statement, *parameters, *values)
-            yield Found(matched, sorted(_decode_seqs(seqs)))
+            ((matched, rows),) = await self._readers.fetch(statement, *parameters, *values)
+            yield Found(matched, sorted(_decode_refs(rows)), which)
             low = upto + 1
 
     async def find_ids(self, ids: list[str], applies: Iterable[State]) -> AsyncIterator[Found]:
         """Those of the jobs with these ids that are there."""
-        ((matched, seqs),) = await self._readers.fetch(sql.FIND_BY_ID, json_text(ids), json_text(sorted(applies)))
-        yield Found(matched, sorted(_decode_seqs(seqs)))
+        ((matched, rows),) = await self._readers.fetch(sql.FIND_BY_ID, json_text(ids), json_text(sorted(applies)))
+        yield Found(matched, sorted(_decode_refs(rows)), Filter())
 
     # --------------------------------------------------------------------------------------------------------------- spans
 

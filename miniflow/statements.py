@@ -120,9 +120,11 @@ WHERE jobs.seq = p.value ->> 0 AND jobs.lease = p.value ->> 1
 """
 
 # The lines of all jobs that a group has. A line: [job_seq, attempt, level, ts, message]
+# A job that is gone, by somebody's own DELETE, takes its lines along.
 INSERT_LOGS = """
 INSERT INTO logs (job_seq, attempt, level, ts, message)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?1)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4
+FROM json_each(?1) CROSS JOIN jobs ON jobs.seq = value ->> 0
 """
 
 LAST_LOG_ID = "SELECT max(id) FROM logs WHERE job_seq = ?1"
@@ -346,7 +348,7 @@ LISTED = f"{JOB}, CASE WHEN octet_length(payload) <= 4096 THEN payload END, NULL
 # A list that is narrowed, and what a bulk verb is meant for: see ``list_statements``.
 
 FIND_BY_ID = """
-SELECT count(*), json_group_array(j.seq) FILTER (WHERE j.state IN (SELECT value FROM json_each(?2)))
+SELECT count(*), json_group_array(json_array(j.seq, j.id)) FILTER (WHERE j.state IN (SELECT value FROM json_each(?2)))
 FROM (SELECT DISTINCT value FROM json_each(?1)) i CROSS JOIN jobs j ON j.id = i.value
 """
 

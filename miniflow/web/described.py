@@ -51,13 +51,16 @@ durations seconds.
 
 **Errors** under `/api/v1` are problem details (RFC 9457): a `code` for programs, a `detail` for people, the wrong `field`.
 
+**A search** (`q` with text in it) has two seconds. One that takes longer is given up: 422 with the code `search_too_expensive`,
+from the list of jobs and from bulk verbs. Narrow it by status, queue, task or dates.
+
 **`X-Request-ID`** may come with any request. It is answered, stored with the job that is submitted, and in its log. Most
 answers say in `X-Process-Time-MS` how many milliseconds they took.
 """
 
 TAGS = {
     "jobs": "Submit jobs, look at them, act on them.",
-    "bulk": "Act on many jobs at once. With `dry_run` it is only counted.",
+    "bulk": "Act on many jobs at once. With `dry_run` it is only counted. What changes first and is meant no more is `refused`.",
     "dead letters": "Jobs that failed for good.",
     "logs": "What jobs logged.",
     "events": "Jobs as they change.",

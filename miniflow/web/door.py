@@ -151,7 +151,9 @@ class Door:
         request_id = _request_id(headers) or uuid7()
         scope["miniflow_request_id"] = request_id
         current_request_id.set(request_id)
-        began = time.perf_counter()
+        began, method = time.perf_counter(), scope["method"]
+        if method == "HEAD":
+            scope, send = {**scope, "method": "GET"}, without_body(send)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -161,7 +163,7 @@ class Door:
                     (b"x-request-id", request_id.encode()),
                     (b"x-process-time-ms", b"%.2f" % (took_s * 1000)),
                 ]
-                self._requests.answered(scope["method"], scope.get("path_template", ""), message["status"], took_s)
+                self._requests.answered(method, scope.get("path_template", ""), message["status"], took_s)
             await send(message)
 
         await self._site(scope, limited(receive, self._backend.settings.max_body_bytes), send_with_id)
@@ -175,6 +177,17 @@ def replayed(first: Message, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return again
+
+
+def without_body(send: Send) -> Send:
+    """``send`` for HEAD: the answer ends with its head, so that what would be streamed is not even begun."""
+
+    async def head_alone(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+
+    return head_alone
 
 
 def limited(receive: Receive, limit: int) -> Receive:

@@ -126,34 +126,43 @@ class BulkRequest(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = False
 
 
+ID_BYTES_MAX = 64  # of an id in a request, with what is around it
+REST_BYTES_MAX = 65_536  # of a request without its ids
+
 _decode_bulk = msgspec.json.Decoder(BulkRequest).decode
 
 
 @post("/api/v1/jobs/bulk/cancel", summary="Cancel many jobs", status_code=200)
 async def bulk_cancel(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """What waits is cancelled, what runs is asked to stop; what has ended already is counted as ``refused``."""
+    """What waits is cancelled, what runs is asked to stop; what has ended already is counted as ``refused``, and so is what has
+    changed before its turn came, so that the filter means it no more."""
     return respond(await _bulk(request, backend, bulk.CANCEL))
 
 
 @post("/api/v1/jobs/bulk/retry", summary="Run many jobs again", status_code=200)
 async def bulk_retry(request: AnyRequest, backend: Backend) -> Response[bytes]:
     """Dead letters go back to their queues with their attempts counted anew, and what waits for its next attempt gets it now; all
-    others are counted as ``refused``."""
+    others are counted as ``refused``, and so is what has changed before its turn came, so that the filter means it no more."""
     return respond(await _bulk(request, backend, bulk.RETRY))
 
 
 @post("/api/v1/jobs/bulk/delete", summary="Delete many jobs", status_code=200)
 async def bulk_delete(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """What has ended is forgotten, with attempts and logs; what has not is counted as ``refused``."""
+    """What has ended is forgotten, with attempts and logs; what has not is counted as ``refused``, and so is what has changed
+    before its turn came, so that the filter means it no more."""
     return respond(await _bulk(request, backend, bulk.DELETE))
 
 
 async def _bulk(request: AnyRequest, backend: Backend, verb: bulk.BulkVerb) -> bulk.Outcome:
-    wanted = decoded(_decode_bulk, await request.body())
+    body, limit = await request.body(), backend.settings.max_batch
+    if len(body) > limit * ID_BYTES_MAX + REST_BYTES_MAX:  # before it is decoded: a million ids would hold the loop
+        raise InvalidRequest(
+            "ids", f"make a request of {len(body):,} bytes, the limit max_batch is {limit:,} ids; send them in parts"
+        )
+    wanted = decoded(_decode_bulk, body)
     if (wanted.filter is not None) + (wanted.ids is not None) + wanted.all != 1:
         raise InvalidRequest("filter", 'say which jobs are meant, by one of filter, ids and "all": true')
     if wanted.ids is not None:
-        limit = backend.settings.max_batch
         if len(wanted.ids) > limit:
             raise InvalidRequest(
                 "ids", f"has {len(wanted.ids):,} ids, the limit max_batch is {limit:,}; send them in parts"
@@ -173,9 +182,12 @@ def _parse(wanted: BulkFilter) -> Filter:
         if not value.strip():
             raise InvalidRequest(f"filter.{name}", "is empty; leave it out, or say what it is")
     try:
-        return filters.parse(**given)
+        which = filters.parse(**given)
     except InvalidRequest as exc:
         raise InvalidRequest(f"filter.{exc.field}", exc.reason) from None
+    if which.means_all:  # whatever way was found to say nothing
+        raise InvalidRequest("filter", 'narrows nothing; say "all": true if every job is meant')
+    return which
 
 
 # ----------------------------------------------------------------------------------------------------------- dead letters
@@ -206,6 +218,9 @@ async def replay_dead_letters(request: AnyRequest, backend: Backend) -> Response
     wanted = decoded(_decode_replay, await request.body() or b"{}")
     if wanted.queue is not None and wanted.task is not None:
         raise InvalidRequest("task", "cannot be given together with queue; give one of the two")
+    for field, value in (("queue", wanted.queue), ("task", wanted.task)):
+        if value is not None and not value.strip():  # of a list it says nothing; here it would mean all
+            raise InvalidRequest(field, "is empty; leave it out, or say what it is")
     return respond({"replayed": await replay(backend, queue=wanted.queue, task=wanted.task)})
 
 

@@ -70,7 +70,7 @@ async def get_logs(
     log, which = backend.queries.log(job_id), LogFilter(parse_levels(level), attempt)
     resumed = after(after_id, last_event_id)
     as_text = format == "text" or (format is None and prefers_text(request))
-    if tail is not None and last_event_id is None:
+    if tail is not None and not last_event_id:
         resumed = await start_of_tail(backend, log, resumed, tail, which)
     if follow:
         return (text_follower if as_text else follower)(backend, job_id, resumed, which)
@@ -95,7 +95,7 @@ async def get_log_file(
     """All of the log, one line of text for each of its lines: time, level, message. ``follow`` and ``format=json`` as above."""
     log, which = backend.queries.log(job_id), LogFilter(parse_levels(level), attempt)
     resumed = after(after_id, last_event_id)
-    if tail is not None and last_event_id is None:
+    if tail is not None and not last_event_id:
         resumed = await start_of_tail(backend, log, resumed, tail, which)
     if follow:
         return (follower if format == "json" else text_follower)(backend, job_id, resumed, which)
@@ -109,7 +109,7 @@ async def get_log_file(
 
 def after(after_id: int, last_event_id: str | None) -> int:
     """Where to go on. A browser that reconnects sends the address it began with, and where it is in the header."""
-    if last_event_id is None:
+    if not last_event_id:
         return after_id
     if not re.fullmatch(r"[0-9]{1,18}", last_event_id):
         raise InvalidRequest("Last-Event-ID", "is the id of a line")
@@ -141,7 +141,7 @@ def text_of(line: LogLine) -> str:
 def whole_text(
     backend: Backend, job_id: str, log: JobLog, after_id: int, which: LogFilter, limit: int | None
 ) -> Stream:
-    """The log as it is now, read as it is sent."""
+    """The log as it is now, read as it is sent. It is whatever a job printed: no browser is to take it for a page."""
 
     async def chunks() -> AsyncIterator[bytes]:
         at, left = after_id, limit or ID_MAX
@@ -156,9 +156,8 @@ def whole_text(
             at, left = here[-1].id, left - size
 
     name = re.sub(r"[^A-Za-z0-9._-]", "_", job_id)
-    return Stream(
-        chunks(), media_type=MediaType.TEXT, headers={"content-disposition": f'inline; filename="{name}.log"'}
-    )
+    headers = {"content-disposition": f'inline; filename="{name}.log"', "x-content-type-options": "nosniff"}
+    return Stream(chunks(), media_type=MediaType.TEXT, headers=headers)
 
 
 def text_follower(backend: Backend, job_id: str, after_id: int, which: LogFilter) -> Stream:

@@ -28,6 +28,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.UnknownTask, 422, "unknown_task"),
     (errors.TooManyQueues, 422, "too_many_queues"),
     (errors.InvalidRequest, 422, "invalid_request"),
+    (errors.SearchTooExpensive, 422, "search_too_expensive"),
     (errors.TooLarge, 413, "too_large"),
     (errors.TransitionRefused, 409, "transition_refused"),
     (errors.IdempotencyConflict, 409, "idempotency_conflict"),
@@ -35,6 +36,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.ShuttingDown, 503, "shutting_down"),
     (errors.StoreFull, 507, "disk_full"),
     (errors.StoreLocked, 503, "database_locked"),
+    (errors.ReadTooSlow, 503, "database_slow"),
     (errors.StoreClosed, 503, "shutting_down"),
 )
 

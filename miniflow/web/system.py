@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Response, get
@@ -13,7 +14,7 @@ from miniflow.errors import NotFound
 from miniflow.queries import QueueInfo
 from miniflow.registry import TaskSpec
 from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
-from miniflow.web.api import respond
+from miniflow.web.api import AnyRequest, respond
 from miniflow.web.backend import Backend
 
 
@@ -29,9 +30,9 @@ async def list_queues(backend: Backend) -> Response[bytes]:
 
 
 @get("/api/v1/queues/{name:path}", summary="One queue")
-async def get_queue(name: Path, backend: Backend) -> Response[bytes]:
+async def get_queue(request: AnyRequest, name: Path, backend: Backend) -> Response[bytes]:
     """As in the list of queues."""
-    wanted = _name(name)
+    wanted = _name(request, "/api/v1/queues/", name)
     for queue in await backend.queries.queues(_named(backend), backend.clock.now_ms()):
         if queue.name == wanted:
             return respond(_with_service(backend, queue))
@@ -73,9 +74,9 @@ async def list_tasks(backend: Backend) -> Response[bytes]:
 
 
 @get("/api/v1/tasks/{name:path}", summary="One task")
-async def get_task(name: Path, backend: Backend) -> Response[bytes]:
+async def get_task(request: AnyRequest, name: Path, backend: Backend) -> Response[bytes]:
     """As in the list of tasks."""
-    wanted = _name(name)
+    wanted = _name(request, "/api/v1/tasks/", name)
     spec = backend.registry.find(wanted)
     if spec is None:
         raise NotFound("task", wanted)
@@ -106,9 +107,11 @@ async def list_workers(backend: Backend) -> Response[bytes]:
     return respond({"items": backend.roster.workers(), "slots": backend.roster.slots})
 
 
-def _name(path: Path) -> str:
-    """A name may have slashes in it; Litestar gives the rest of a path with the slash before it."""
-    return path.as_posix().removeprefix("/")
+def _name(request: AnyRequest, before: str, collapsed: Path) -> str:
+    """The rest of the path as it was sent. A name may have slashes in it, and "a//b", "a/./b" and "a/" are other names than those
+    which Litestar makes of them ("a/b" and "a")."""
+    _, found, name = unquote(request.scope["raw_path"].decode("latin-1")).partition(before)
+    return name if found else collapsed.as_posix().removeprefix("/")
 
 
 ROUTES: list[Any] = [list_queues, get_queue, list_tasks, get_task, list_workers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,14 @@ def test_of_ids_those_that_are_there_are_matched_once(client: httpx.Client) -> N
     assert bulk(client, "cancel", ids=[])["matched"] == 0
 
 
+def test_as_many_ids_as_max_batch_may_come_in_one_request(client: httpx.Client) -> None:
+    body = {"ids": [f"{n:036}" for n in range(10_000)]}
+
+    answer = client.post("/api/v1/jobs/bulk/cancel", content=json.dumps(body, indent=4))
+
+    assert answer.json() == {"matched": 0, "done": 0, "refused": 0, "dry_run": False}
+
+
 @pytest.mark.parametrize(
     ("body", "field", "says"),
     [
@@ -171,6 +180,9 @@ def test_of_ids_those_that_are_there_are_matched_once(client: httpx.Client) -> N
         ({"filter": {}}, "filter", "is empty"),
         ({"filter": {"queue": ""}}, "filter.queue", "is empty"),
         ({"filter": {"queue": "x", "q": " "}}, "filter.q", "is empty"),
+        ({"filter": {"q": '""'}}, "filter.q", 'empty term ""'),
+        ({"filter": {"queue": "x", "q": '"" ""'}}, "filter.q", 'empty term ""'),
+        ({"filter": {"q": "\0"}}, "filter.q", "NUL"),
         ({"filter": {"status": "bogus"}}, "filter.status", "bogus"),
         ({"filter": {"q": "user:bob"}}, "filter.q", "there are status:"),
         ({"filter": {"created_after": "soon"}}, "filter.created_after", "2026-01-31"),
@@ -178,6 +190,7 @@ def test_of_ids_those_that_are_there_are_matched_once(client: httpx.Client) -> N
         ({"all": 1}, "all", "bool"),
         ({"ids": "x"}, "ids", "array"),
         ({"ids": ["x"] * 10_001}, "ids", "max_batch"),
+        ({"ids": ["x" * 100] * 10_000}, "ids", "bytes"),
     ],
 )
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete"])

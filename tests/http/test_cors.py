@@ -80,6 +80,14 @@ def test_it_may_read_every_other_answer_too(page: httpx.Client, path: str) -> No
     assert page.get(path).headers["access-control-allow-origin"] == APP
 
 
+def test_what_it_is_told_of_head_is_so(page: httpx.Client) -> None:
+    methods = preflight(page, "/api/v1/jobs", APP, method="HEAD").headers["access-control-allow-methods"].split(", ")
+
+    assert "HEAD" in methods
+    answer = page.head("/api/v1/jobs")
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, APP)
+
+
 def test_it_may_read_why_it_was_refused(page: httpx.Client) -> None:
     refused = [
         page.get("/api/v1/jobs", headers={"Authorization": "Bearer of bad news"}),

@@ -14,6 +14,37 @@ TOKEN = "a-token-of-more-than-16-characters"
 JOB = {"task": "add", "payload": {"a": 1}}
 
 
+# ------------------------------------------------------------------------------------------------------------------- HEAD
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/jobs", "/health", "/docs", "/openapi.json", "/metrics", "/api/v1/queues/default"]
+)
+def test_head_is_what_get_says_of_it_without_the_body(client: httpx.Client, path: str) -> None:
+    submit(client, "add", {"a": 1}, delay=3600)
+    get, head = client.get(path), client.head(path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path not in ("/api/v1/jobs", "/metrics"):  # those may say something else by now
+        assert head.headers.get("content-length") == get.headers.get("content-length")
+
+
+def test_head_does_not_wait_for_what_would_be_streamed(client: httpx.Client) -> None:
+    job_id = submit(client, "add", {"a": 1}, delay=3600)["id"]
+    for path in ("/api/v1/events", f"/api/v1/jobs/{job_id}/events", f"/api/v1/jobs/{job_id}/logs?follow=1"):
+        head = client.head(path, timeout=5)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
+    assert client.get("/health").json()["ok"] is True, "the connection is good for more"
+
+
+def test_head_meets_the_same_refusals(client: httpx.Client) -> None:
+    assert client.head("/api/v1/jobs/no-such").status_code == 404
+    assert client.head("/api/v1/jobs/no-such/cancel").status_code == 405
+    assert client.head("/health", headers={"Host": "evil.example"}).status_code == 421
+
+
 # --------------------------------------------------------------------------------------------------------------- the Host
 
 

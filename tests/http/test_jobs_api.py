@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from miniflow.errors import InvalidRequest
 from miniflow.states import State
+from miniflow.web.api import split_batch
 from tests.api import TASKS, all_ended, assert_problem, end_of, get, lines_of, still_answers, submit, wait_for_status
 from tests.invariants import check_invariants
 from tests.servers import Server
@@ -405,6 +408,47 @@ def test_a_batch_over_max_batch_is_refused_with_the_limit(client: httpx.Client) 
     assert_problem(answer, 422, says="10,000")
 
 
+LONG_BATCHES = {
+    "line breaks": (b"\n" * 5_000_000, "blank lines"),
+    "lines": (b"1\n" * 2_500_000, "max_batch is 10,000"),
+    "an array": (b"[" + b"1," * 2_500_000 + b"1]", "max_batch is 10,000"),
+}
+
+
+@pytest.mark.parametrize("name", LONG_BATCHES)
+def test_a_batch_far_over_its_limit_is_refused_before_it_is_taken_apart(client: httpx.Client, name: str) -> None:
+    body, says = LONG_BATCHES[name]
+    assert_problem(client.post("/api/v1/jobs/batch", content=body), 422, says=says)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=says):
+            split_batch(body, "", 10_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000, "all of it was made"  # of the whole, hundreds of megabytes
+
+
+def test_a_batch_may_have_blank_lines_between_its_jobs(client: httpx.Client) -> None:
+    answer = client.post("/api/v1/jobs/batch", content=b'\r\n{"task":"add","payload":{"a":1}}\r\n \n' * 50)
+
+    assert answer.status_code == 201
+    assert answer.json()["count"] == 50
+
+
+def test_long_payloads_do_not_count_as_jobs(client: httpx.Client) -> None:
+    jobs = [
+        {"task": "whole", "payload": {"long": [0] * 300_000}},
+        {"task": "whole", "payload": {"long": [1] * 300_000}},
+    ]
+
+    answer = client.post("/api/v1/jobs/batch", json=jobs)
+
+    assert answer.status_code == 201
+    assert [job["payload"]["long"][0] for job in (get(client, one) for one in answer.json()["ids"])] == [0, 1]
+
+
 # ---------------------------------------------------------------------------------------------------------------- looking
 
 
@@ -778,7 +822,14 @@ def test_the_dead_letters_of_one_queue_or_task_or_all_can_be_replayed(client: ht
 
 
 @pytest.mark.parametrize(
-    ("body", "field"), [({"queues": "x"}, "queues"), ({"queue": 1}, "queue"), ({"queue": "x", "task": "y"}, "task")]
+    ("body", "field"),
+    [
+        ({"queues": "x"}, "queues"),
+        ({"queue": 1}, "queue"),
+        ({"queue": "x", "task": "y"}, "task"),
+        ({"queue": ""}, "queue"),
+        ({"task": " "}, "task"),
+    ],
 )
 def test_a_replay_with_a_wrong_filter_replays_nothing(client: httpx.Client, body: dict[str, Any], field: str) -> None:
     assert_problem(client.post("/api/v1/dead-letters/replay", json=body), 422, field=field)

@@ -82,6 +82,11 @@ def test_a_list_can_be_narrowed_to_a_time_which_begins_with_its_first_moment_and
     assert ids(listed(client, queue="timed", created_after="2100-01-01T00:00:00Z")) == []
 
 
+@pytest.mark.parametrize("q", ['""', 'task:add ""'])
+def test_an_empty_term_in_quotes_is_refused(client: httpx.Client, q: str) -> None:
+    assert_problem(client.get("/api/v1/jobs", params={"q": q}), 422, field="q", says="empty term")
+
+
 def test_an_empty_parameter_says_nothing(client: httpx.Client) -> None:
     job_id = submit(client, "add", {"a": 1}, delay=LATER)["id"]
 

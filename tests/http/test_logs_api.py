@@ -255,6 +255,7 @@ def test_the_whole_log_is_a_text_file(client: httpx.Client, route: str) -> None:
 
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.headers["content-disposition"] == f'inline; filename="{job_id}.log"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
     lines = [LINE.fullmatch(line) for line in answer.text.splitlines()]
     assert [line and line[2] for line in lines] == [f"line {n}" for n in range(2_500)]
     assert (
@@ -335,6 +336,13 @@ def test_one_that_was_cut_off_goes_on_without_a_gap(client: httpx.Client, talked
         rest = [event.json for event in stream if event.event == "line"]
 
     assert numbers(rest) == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs/{}/logs", "/api/v1/logs/{}"])
+def test_an_empty_last_event_id_says_nothing(client: httpx.Client, talked: str, path: str) -> None:
+    answer = client.get(path.format(talked), params={"tail": 1, "format": "json"}, headers={"Last-Event-ID": ""})
+
+    assert (answer.status_code, len(answer.json()["items"])) == (200, 1), answer.text
 
 
 def test_a_last_event_id_that_is_none_is_refused(client: httpx.Client, talked: str) -> None:

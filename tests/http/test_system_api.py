@@ -127,6 +127,19 @@ def test_an_unknown_queue_is_404_and_a_name_may_have_slashes(client: httpx.Clien
     assert_problem(client.get("/api/v1/queues/no-such"), 404, "not_found", says="queue not found: no-such")
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [("odd//b", "odd//b"), ("odd/./b", "odd/%2E/b"), ("odd/../b", "odd/%2E%2E/b"), ("odd/", "odd/"), ("/odd", "/odd")],
+)  # fmt: skip
+def test_a_name_that_would_be_another_one_as_a_path_is_that_name(client: httpx.Client, name: str, sent: str) -> None:
+    submit(client, "add", {"a": 1}, queue=name, delay=LATER)
+
+    found = queue(client, sent)
+
+    assert (found["name"], found["scheduled"]) == (name, 1)
+    assert_problem(client.get(f"/api/v1/tasks/{sent}"), 404, "not_found", says=f"task not found: {name}")
+
+
 # ----------------------------------------------------------------------------------------------------------------- tasks
 
 

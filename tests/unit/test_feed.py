@@ -13,6 +13,7 @@ import pytest
 from miniflow import feed as feeds
 from miniflow import statements as sql
 from miniflow.engine import Engine
+from miniflow.errors import ReadTooSlow
 from miniflow.feed import Change, Feed, Place
 from miniflow.readers import Readers
 from tests.engines import Engines, cancel, new_job, submit, submit_all
@@ -152,6 +153,27 @@ def test_one_that_catches_up_keeps_no_pages_behind_it(engine: Engine) -> None:
         assert sizes == [feeds.PAGE, feeds.PAGE, 1]
         assert len(feed._pages) <= 1
 
+    following(engine, body)
+
+
+def test_a_look_that_failed_is_not_what_the_next_one_gets(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = submit(engine, "noop")
+
+    async def fails(statement: str, *parameters: Any) -> list[Any]:
+        raise ReadTooSlow(1)
+
+    async def body(feed: Feed, readers: CountedReaders) -> None:
+        start = Place(0, 0)
+        async with aclosing(feed.follow(feed.now())) as other:  # no first one, who would begin with an empty table
+            await anext(other)
+            with monkeypatch.context() as patch:
+                patch.setattr(readers, "fetch", fails)
+                with pytest.raises(ReadTooSlow):
+                    await anext(feed.follow(start))
+            async with aclosing(feed.follow(start)) as pages:
+                assert [change.job.id for change in await anext(pages)] == [job_id]
+
+    monkeypatch.setattr(feeds, "BEAT_S", 0.02)
     following(engine, body)
 
 

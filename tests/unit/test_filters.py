@@ -51,7 +51,7 @@ def refusal(**given: str) -> InvalidRequest:
         ("tag:a:b", [("tag", "a:b")]),
         ("  task:add \t x ", [("task", "add"), ("text", "%x%")]),
         ("grün", [("text_beyond_ascii", "%grün%")]),
-        ("", []), ("  ", []), ('""', []),
+        ("", []), ("  ", []),
     ],
 )  # fmt: skip
 def test_a_search_text_is_terms_of_key_and_value_and_text(q: str, expected: list[tuple[str, object]]) -> None:
@@ -86,6 +86,12 @@ def test_text_that_is_not_ascii_is_also_looked_for_as_json_writes_it_in_ascii() 
         ('"open', "quote"),
         ('a "open', "quote"),
         ('"a"b', "quote"),
+        ('""', 'empty term ""'),
+        ('task:add ""', 'empty term ""'),
+        ('"" ""', "leave it out"),
+        ('tag:""', "nothing after 'tag:'"),
+        ("\0", "NUL"),
+        ('error:"a\0"', "NUL"),
         ("priority:urgent", "low, medium, high"),
         ("priority:1e3", "whole number"),
         ("status:bogus", "bogus"),
@@ -151,13 +157,21 @@ def test_only_what_the_counters_know_is_counted() -> None:
         assert not parse(**more).is_counted, more
 
 
+def test_what_says_nothing_means_all_and_anything_else_does_not() -> None:
+    assert parse().means_all
+    assert parse(status="", q=" ").means_all
+    for some in ({"status": "failed"}, {"queue": "a"}, {"task": "a"}, {"tag": "a"}, {"q": "a"}, {"q": "id:a"}, {"q": "key:a"},
+                 {"created_after": "1970-01-01T00:00:00Z"}, {"status": "failed", "q": "status:completed"}):  # fmt: skip
+        assert not parse(**some).means_all, some
+
+
 def test_every_condition_has_its_words_and_as_many_values_as_they_take() -> None:
     everything = parse(
         status="failed", queue="q", task="t", tag="g", created_after="2026-01-31T12:00:00Z",
-        created_before="2026-02-01T00:00:00Z", q='x ü error:e worker:w priority:1 request_id:r',
+        created_before="2026-02-01T00:00:00Z", q='x ü error:e worker:w priority:1 request_id:r id:i key:k',
     )  # fmt: skip
 
-    names, values = everything.narrowing(states=True)
+    names, values = everything.narrowing(states=True, names=True)
 
     assert set(names) == set(list_statements.NARROWED_BY) - {"seq"}
     assert sum(list_statements.NARROWED_BY[name].count("?") for name in names) == len(values)

@@ -165,5 +165,12 @@ def test_a_bulk_verb_reads_its_part_of_the_rows_and_no_other(
         assert not scans(connection, shape(narrowed_by))
 
 
+def test_rows_that_were_found_are_looked_at_again_by_their_seqs(connection: apsw.Connection) -> None:
+    for narrowed_by in NARROWED:
+        plan = plan_of(connection, list_statements.still(narrowed_by))
+        assert "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)" in plan, plan
+        assert not scans(connection, list_statements.still(narrowed_by))
+
+
 def test_what_changed_since_is_read_in_the_order_of_the_index_from_where_one_was(connection: apsw.Connection) -> None:
     assert plan_of(connection, statements.CHANGED_AFTER) == ["SEARCH jobs USING INDEX jobs_changed (changed>?)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import apsw
 import pytest
 
-from miniflow import db, readers
-from miniflow.readers import POOL, Readers
+from miniflow import db, list_statements, readers
+from miniflow.errors import ReadTooSlow, SearchTooExpensive, StoreClosed
+from miniflow.readers import POOL, SEARCHES, Readers
 from tests.waiting import wait_until
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 """A read that nobody waits for the end of."""
 LONG = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000) SELECT count(*) FROM n"
+SECONDS = LONG.replace("300000", "30000000")  # so many that a test sees it, not so many that it is never over
+SEARCH = SECONDS + r" WHERE i LIKE ? ESCAPE '\'"
 
 PUT = "INSERT INTO meta VALUES (?, ?)"
 GET = "SELECT value FROM meta WHERE key = ?"
@@ -160,6 +164,83 @@ def test_a_caller_that_gives_up_gives_its_connection_back(base: db.Database) -> 
         assert await asyncio.gather(*(made.fetch(GET, "key") for _ in range(2 * POOL))) == [[("value",)]] * 2 * POOL
 
     reading(base, body)
+
+
+def test_a_caller_that_gives_up_leaves_nothing_running(base: db.Database) -> None:
+    async def body(made: Readers) -> None:
+        asking = [asyncio.create_task(made.fetch(SECONDS)) for _ in range(POOL)]
+        await asyncio.sleep(0.02)
+        began = time.monotonic()
+        for one in asking:
+            one.cancel()
+        assert {type(one) for one in await asyncio.gather(*asking, return_exceptions=True)} == {asyncio.CancelledError}
+        assert await asyncio.gather(*(made.fetch(GET, "key") for _ in range(2 * POOL))) == [[("value",)]] * 2 * POOL
+        assert time.monotonic() - began < 0.5
+
+    reading(base, body)
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"), [(SEARCH, SearchTooExpensive), (SECONDS, ReadTooSlow)], ids=["search", "other"]
+)
+def test_a_read_over_its_budget_is_given_up_and_the_next_one_answers(
+    base: db.Database, monkeypatch: pytest.MonkeyPatch, statement: str, refused: type[Exception]
+) -> None:
+    monkeypatch.setattr(readers, "SEARCH_BUDGET_S" if statement == SEARCH else "READ_BUDGET_S", 0.05)
+
+    async def body(made: Readers) -> None:
+        for _ in range(POOL + 1):
+            began = time.monotonic()
+            with pytest.raises(refused, match=r"longer than 0\.05 s"):
+                await made.fetch(statement, *["%7%"] * (statement == SEARCH))
+            assert time.monotonic() - began < 0.5
+            assert await made.fetch(GET, "key") == [("value",)]
+
+    reading(base, body)
+
+
+def test_searches_leave_a_connection_to_the_others(base: db.Database) -> None:
+    async def body(made: Readers) -> None:
+        searches = [asyncio.create_task(made.fetch(SEARCH, "%7%")) for _ in range(POOL + 2)]
+        await asyncio.sleep(0.02)
+        began = time.monotonic()
+        assert await made.fetch(GET, "key") == [("value",)]
+        assert time.monotonic() - began < 0.5
+        for one in searches:
+            one.cancel()
+        await asyncio.wait(searches)
+        assert await made.fetch("SELECT 'a' LIKE ? ", "A") == [(1,)], (
+            "one that waits for its turn to search gives it up"
+        )
+
+    reading(base, body)
+    assert SEARCHES < POOL
+
+
+def test_what_looks_through_texts_is_known_as_a_search() -> None:
+    wheres = list_statements.NARROWED_BY
+    assert (
+        {name for name in wheres if "LIKE" in wheres[name]}
+        == {name for name in wheres if readers.SEARCHING in wheres[name]}
+        >= {"text", "text_beyond_ascii", "error"}
+    )
+
+
+def test_closing_ends_what_is_read_and_what_waits_for_its_turn(base: db.Database) -> None:
+    async def body() -> None:
+        async with opened(base) as made:
+            asking = [asyncio.create_task(made.fetch(SECONDS)) for _ in range(2 * POOL)]
+            asking += [asyncio.create_task(made.fetch(SEARCH, "%7%")) for _ in range(2 * POOL)]
+            await asyncio.sleep(0.02)
+            asking[0].cancel()
+            began = time.monotonic()
+        assert time.monotonic() - began < 0.5
+        ends = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 1)
+        assert [type(one) for one in ends] == [asyncio.CancelledError] + [StoreClosed] * (4 * POOL - 1)
+        with pytest.raises(StoreClosed):
+            await asyncio.wait_for(made.fetch(GET, "key"), 1)
+
+    asyncio.run(body())
 
 
 def test_the_pools_threads_are_there_from_the_start_and_end_with_it(base: db.Database) -> None:
