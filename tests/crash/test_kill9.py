@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30"))
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
 CLIENTS = 4
+NEW_JOBS_A_ROUND = 120
+"""Of each client: how long the whole takes is up to the jobs then, and not to how many a quick machine submits."""
 KINDS = ["plain", "plain", "plain", "coroutine", "flaky", "hopeless"]
 
 SHELL = """
@@ -58,9 +60,10 @@ class Client:
         self._number, self._journal = number, str(journal_file)
         self._sent = 0
         self._unanswered: list[list[dict[str, Any]]] = []
+        self._answered: list[dict[str, Any]] = []
         self.acknowledged: set[str] = set()
         self.by_key: dict[str, str] = {}
-        self.sent_again = 0
+        self.sent_again = self.repeated = 0
         self.trouble: list[str] = []
 
     def run(self, server: Server) -> None:
@@ -70,8 +73,12 @@ class Client:
                 while again:
                     self.sent_again += 1
                     self._send(http, again.pop())
-                while True:
+                enough = self._sent + NEW_JOBS_A_ROUND
+                while self._sent < enough:
                     self._send(http, self._batch())
+                while True:  # until the kill: keys acknowledged in this process or an earlier one
+                    self.repeated += 1
+                    self._send(http, [self._rng.choice(self._answered)])
         except httpx.TransportError:  # the server is gone
             self._unanswered += again
 
@@ -110,7 +117,9 @@ class Client:
             known = self.by_key.setdefault(job["idempotency_key"], job_id)
             if known != job_id:
                 self.trouble.append(f"key {job['idempotency_key']}: job {known}, then job {job_id}")
-        self.acknowledged |= set(ids)
+            if job_id not in self.acknowledged:
+                self.acknowledged.add(job_id)
+                self._answered.append(job)
 
 
 @contextmanager
@@ -191,7 +200,8 @@ def test_nothing_acknowledged_is_lost_and_nothing_completed_twice(
         states = Counter(f"{task} {state}" for _, task, state, _, _ in rows)
         print(
             f"\nseed {SEED}: {ROUNDS} rounds, {len(pids)} starts, {len(acknowledged)} acknowledged, {len(rows)} in the file,\n"
-            f"{sum(client.sent_again for client in clients)} submits sent again, {sum(begins.values())} runs,\n"
+            f"{sum(client.sent_again for client in clients)} submits sent again unanswered, "
+            f"{sum(client.repeated for client in clients)} answered; {sum(begins.values())} runs,\n"
             f"{again} jobs without a failure of their own ran more than once,\n"
             f"{sum(charged)} crashes charged to {len(charged)} jobs (most: {max(charged, default=0)})\n{dict(states)}"
         )
