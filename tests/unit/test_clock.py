@@ -49,7 +49,7 @@ def test_while_nobody_sets_the_clock_the_offset_stays() -> None:
     assert max(offsets) - min(offsets) < CLOCK_JUMP_MS
 
 
-@pytest.mark.parametrize("made", [SystemClock(), FakeClock()], ids=repr)
+@pytest.mark.parametrize("made", [SystemClock(), FakeClock()], ids=["the system's", "a test's"])
 def test_the_offset_is_the_difference_of_the_two(made: Clock) -> None:
     assert made.now_ms() - made.boot_ms() == pytest.approx(made.offset_ms(), abs=CLOCK_JUMP_MS)
 
