@@ -60,6 +60,7 @@ class Job(Answer):
     completed_at: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     cancel_requested_at: dt.datetime | None = None
+    depends_on: tuple[str, ...] = ()
     change: int | None = None
     """Grows with every change in the file."""
 

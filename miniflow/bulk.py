@@ -17,6 +17,7 @@ import msgspec
 
 from miniflow import list_statements as lists
 from miniflow import statements as sql
+from miniflow.dependency_statements import WAITED_FOR_BY
 from miniflow.errors import ShuttingDown, TransitionRefused
 from miniflow.filters import Filter
 from miniflow.jobs import Jobs, find
@@ -135,6 +136,7 @@ def cancel(jobs: Jobs, seqs: list[int], which: Filter) -> Verb:
                 tx.count(State.CANCELLED, queue, n)
             for seq in idle:
                 tx.on_commit(partial(jobs.quarantine.ended, seq))
+            jobs.dependencies.ended(tx, [row.seq for row in waiting])
             jobs.publish(tx, lambda: [row.id for row in waiting])
         return len(waiting) + (len(running) if stops else 0)
 
@@ -147,7 +149,7 @@ def retry(jobs: Jobs, seqs: list[int], _: Filter) -> Verb:
 
 
 def delete(_: Jobs, seqs: list[int], __: Filter) -> Verb:
-    """What has ended is forgotten, with its attempts and its log."""
+    """What has ended is forgotten, with its attempts and its log; but for what a job that has not ended depends on."""
     return lambda tx: _delete(tx, seqs)
 
 
@@ -165,6 +167,8 @@ def delete_one(job_id: str) -> Callable[[Transaction], None]:
         seq, state, _, _ = find(tx, job_id)
         if state not in TERMINAL:
             raise TransitionRefused(job_id, "delete", state, "cancel it first")
+        for (child,) in tx.run(WAITED_FOR_BY, seq):
+            raise TransitionRefused(job_id, "delete", state, f"job {child} depends on it, and has not ended")
         _delete(tx, [seq])
 
     return verb

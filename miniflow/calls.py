@@ -36,7 +36,9 @@ class SubmitOptions(TypedDict, total=False):
     """How a job is to be run. Durations are seconds or timedeltas; None is the same as left out.
 
     ``delay`` or ``run_at`` (with a time zone) is when; ``ttl`` how long it may wait to be begun; ``timeout`` how long an attempt
-    may take. ``retry`` is a RetryPolicy, a mapping with its fields, or a list of waits.
+    may take. ``retry`` is a RetryPolicy, a mapping with its fields, or a list of waits. ``depends_on`` are the jobs (Job or id)
+    that it waits for, in ``submit_many`` also the places of others in the list, which come before it; ``on_dependency_failure``
+    says what becomes of it if one of those does not end well.
     """
 
     queue: str | None
@@ -53,6 +55,8 @@ class SubmitOptions(TypedDict, total=False):
     description: str | None
     result_ttl: float | dt.timedelta | None
     failure_ttl: float | dt.timedelta | None
+    depends_on: str | Job | Sequence[str | Job | int] | None
+    on_dependency_failure: Literal["cancel", "run"] | None
 
 
 class Filter(TypedDict, total=False):
@@ -79,19 +83,38 @@ JobRef: TypeAlias = str | Job
 def submit(
     task: str, payload: Any, options: Mapping[str, Any], *, repeats: int, request_id: str | None = None
 ) -> Flow[Job]:
-    body = submission({**options, "task": task, "payload": payload}, with_key=repeats > 0)
+    body = msgspec.json.encode(submission({**options, "task": task, "payload": payload}, with_key=repeats > 0))
     answer = yield from repeated(
         Ask(method="POST", path="/api/v1/jobs", body=body, headers=_request_id(request_id)), repeats
     )
     return answers.decoded(answer, Job)
 
 
-def submission(fields: Mapping[str, Any], *, with_key: bool) -> bytes:
-    """A job as the server takes it; with a key of its own, if it has none. TypeError for what is no JSON."""
+def submission(fields: Mapping[str, Any], *, with_key: bool) -> dict[str, Any]:
+    """The fields of a job as the server takes them; with a key of its own, if it has none."""
     given = {name: _plain(value) for name, value in fields.items() if value is not None}
+    if "depends_on" in given:
+        given["depends_on"] = _parents(given["depends_on"])
     if with_key:
         given.setdefault("idempotency_key", uuid7())
-    return msgspec.json.encode(given)
+    return given
+
+
+def _parents(jobs: Any) -> list[Any]:
+    """One or several jobs that another depends on, each as its id, or as its place in the list."""
+    several = [jobs] if isinstance(jobs, (str, Job)) else jobs
+    return [id_of(one) if isinstance(one, Job) else one for one in several]
+
+
+def _in_part(job: dict[str, Any], ids: list[str]) -> bytes:
+    """A job of a list whose first ones were accepted as ``ids``; what depends on one of those names it by its id from now on."""
+    if "depends_on" in job:
+        parents = [
+            (ids[one] if one < len(ids) else one - len(ids)) if isinstance(one, int) else one
+            for one in job["depends_on"]
+        ]
+        job = {**job, "depends_on": parents}
+    return msgspec.json.encode(job)
 
 
 def submit_many(
@@ -99,14 +122,14 @@ def submit_many(
 ) -> Flow[list[str]]:
     """In parts: each is accepted as a whole or not at all. One that is too much for the server is halved."""
     source, ids, size = iter(jobs), list[str](), BATCH
-    waiting: list[bytes] = []
+    waiting: list[dict[str, Any]] = []
     while True:
         waiting += [
             submission(_fields(job), with_key=repeats > 0) for job in islice(source, max(size - len(waiting), 0))
         ]
         if not waiting:
             return ids
-        part = waiting[:size]
+        part = [_in_part(job, ids) for job in waiting[:size]]
         body = b"[" + b",".join(part) + b"]"
         try:
             answer = yield from repeated(

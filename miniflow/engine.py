@@ -125,6 +125,7 @@ class Engine:
             self.jobs.suspects = suspects.leased
             if self.settings.workers:
                 self.jobs.quarantine.put(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
+            self.jobs.dependencies.load(tx)
             self.jobs.timers.look(tx)
 
         self.writer.run_now(first)

@@ -15,7 +15,7 @@ import msgspec
 from miniflow.clock import Clock, to_ms
 from miniflow.errors import InvalidRequest, TooLarge, UnknownTask
 from miniflow.ids import uuid7
-from miniflow.model import NewJob
+from miniflow.model import NewJob, Waits
 from miniflow.registry import Registry, TaskSpec, valid_queue_name
 from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
 from miniflow.states import State
@@ -26,6 +26,10 @@ EMPTY = msgspec.Raw(b"{}")
 Short = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=DELAY_S_MAX)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Place = Annotated[int, msgspec.Meta(ge=0)]
+PARENTS_MAX = 10_000
+"""Jobs that one job can wait for."""
+EDGE_KINDS = {"cancel": "after", "run": "all"}
 
 
 class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,6 +54,8 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
     result_ttl: Seconds | None = None
     failure_ttl: Seconds | None = None
+    depends_on: Annotated[list[Key | Place], msgspec.Meta(max_length=PARENTS_MAX)] | None = None
+    on_dependency_failure: Literal["cancel", "run"] | None = None
 
 
 class Intake:
@@ -69,9 +75,16 @@ class Intake:
         self._default_max_retries = default_max_retries
 
     def job(
-        self, submission: Submission, *, request_id: str | None = None, job_id: str | None = None, where: str = ""
+        self,
+        submission: Submission,
+        *,
+        request_id: str | None = None,
+        job_id: str | None = None,
+        where: str = "",
+        place: int = 0,
     ) -> NewJob:
-        """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3].").
+        """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3]."); ``place`` is where
+        it stands in a batch: it can depend on those before it by theirs.
 
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
         """
@@ -92,6 +105,9 @@ class Intake:
         asked = PRIORITIES[s.priority] if isinstance(s.priority, str) else s.priority
         priority = _first(asked, spec.priority)
         state, run_at, relative = self._when(s, where)
+        waits = _waits(s, where, place)
+        if waits is not None:
+            state = State.PENDING
         max_retries = _first(s.max_retries, spec.max_retries, self._default_max_retries)
         timeout_s = _first(s.timeout, spec.timeout_s)
         timeout_ms = self._default_timeout_ms if timeout_s is None else _limit_ms(timeout_s)
@@ -116,10 +132,10 @@ class Intake:
         if s.retry is None and not _has_extras(s, spec) and key is None:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
                 row.pop()
-            return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row)
+            return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, waits=waits)
         mark = fingerprint(s, payload) if key is not None else None
         row += [_options(s, spec), _json(s.tags), _json(s.meta), s.description, key, mark]
-        return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark)
+        return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark, waits)
 
     def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str) -> str:
         data = bytes(raw)
@@ -156,6 +172,23 @@ class Intake:
         return State.QUEUED, None, 0
 
 
+def _waits(s: Submission, where: str, place: int) -> Waits | None:
+    if not s.depends_on:
+        if s.on_dependency_failure is not None:
+            raise InvalidRequest(
+                f"{where}on_dependency_failure", "says nothing without depends_on; name the jobs there"
+            )
+        return None
+    for n, one in enumerate(s.depends_on):
+        if isinstance(one, int) and one >= place:
+            raise InvalidRequest(
+                f"{where}depends_on[{n}]", "a number is the place, from 0, of a job before this one in the same batch"
+            )
+    return Waits(
+        tuple(dict.fromkeys(s.depends_on)), EDGE_KINDS[s.on_dependency_failure or "cancel"], f"{where}depends_on"
+    )
+
+
 def fingerprint(s: Submission, payload: str) -> str:
     """What makes two submits with one idempotency key the same: the fields that were given, whatever their order in the JSON.
     Only those: a field that a later version adds must not make another body of the one that came before it."""
@@ -168,6 +201,8 @@ def submission_from_options(task: str, payload: str, options: Mapping[str, Any])
     """The submission that a call in Python asks for. InvalidRequest for an option that is none, or has a wrong type."""
     try:
         given = {name: _plain(value) for name, value in options.items() if value is not None}
+        if isinstance(given.get("depends_on"), str):
+            given["depends_on"] = [given["depends_on"]]
         submission = msgspec.convert({**given, "task": task, "payload": msgspec.Raw(payload.encode())}, Submission)
         msgspec.json.encode(submission)  # what came over HTTP is JSON; what comes from Python may be anything
     except msgspec.ValidationError as exc:

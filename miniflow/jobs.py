@@ -21,6 +21,7 @@ from collections.abc import Callable
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running, decode_claimed
 from miniflow.clock import Clock
+from miniflow.dependencies import Dependencies
 from miniflow.errors import (
     JobCancelled,
     MiniFlowError,
@@ -78,6 +79,8 @@ class Jobs:
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
+        self.dependencies = Dependencies(self)
+        writer.every_group(self.dependencies.settle, due_in_s=lambda: 0 if self.dependencies.due else math.inf)
         self.quarantine = Quarantine(writer, readahead, clock)
         writer.every_group(self._bring_forward, due_in_s=self.quarantine.due_in_s)
         writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
@@ -228,6 +231,8 @@ class Jobs:
             return
         endings = [op.argument for op in ops]
         self._count_ends(tx, endings)
+        if self.dependencies.waited_for:
+            self.dependencies.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
         tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
         if self.quarantine.current is not None:
             current = self.quarantine.current
@@ -309,6 +314,7 @@ class Jobs:
             tx.run(sql.CANCEL_IF_WAITING, json_text([seq]), tx.now_ms, tx.number)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
+            self.dependencies.ended(tx, [seq])
             self.publish(tx, lambda: [job_id])
             return State.CANCELLED
 
@@ -325,14 +331,18 @@ class Jobs:
         tx.on_commit(ask)
 
     def retry(self, job_id: str) -> Callable[[Transaction], State]:
-        """A dead letter is replayed with its attempts counted anew; a job that waits for its next attempt gets it now."""
+        """A dead letter is replayed with its attempts counted anew; a job that waits for its next attempt gets it now; one that
+        was cancelled because of a job that it depends on waits for it again."""
 
         def verb(tx: Transaction) -> State:
-            seq, state, _, _ = find(tx, job_id)
+            seq, state, queue, _ = find(tx, job_id)
             if state is State.DEAD_LETTER:
                 self.replay(tx, [seq])
             elif state is State.RETRYING:
                 self.run_now(tx, [seq])
+            elif state is State.CANCELLED:
+                self.dependencies.revive(tx, seq, job_id, queue)
+                return State.PENDING
             else:
                 remedy = (
                     "submit it again"
@@ -351,6 +361,8 @@ class Jobs:
             tx.count(State.DEAD_LETTER, queue, -1)
             tx.count(State.QUEUED, queue)
             self.ready(tx, queue, priority)
+        if rows:
+            self.dependencies.replayed(tx, [seq for seq, *_ in rows])
         return len(rows)
 
     def run_now(self, tx: Transaction, seqs: list[int]) -> int:

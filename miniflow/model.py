@@ -8,6 +8,19 @@ from miniflow.attempts import Attempt
 from miniflow.states import State
 
 
+class Waits(NamedTuple):
+    """What a new job waits for. ``jobs`` are ids, or places in the list that it is submitted with; ``kind`` is that of its edges;
+    ``field`` is what a job that is not there is named by."""
+
+    jobs: tuple[str | int, ...]
+    kind: str = "after"
+    field: str = "depends_on"
+
+    def ids(self, accepted: list[Accepted]) -> list[str]:
+        """The ids, once it is known what the list was answered."""
+        return [accepted[one].id if isinstance(one, int) else one for one in self.jobs]
+
+
 class NewJob(NamedTuple):
     """A job to be inserted. ``row`` is as ``statements.INSERT_JOBS`` takes it."""
 
@@ -21,6 +34,7 @@ class NewJob(NamedTuple):
     row: list[Any]
     key: str | None = None
     fingerprint: str | None = None
+    waits: Waits | None = None
 
 
 class Accepted(NamedTuple):

@@ -51,6 +51,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     completed_at: str | None = None
     expires_at: str | None = None
     cancel_requested_at: str | None = None
+    depends_on: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     change: int | None = None
 
 
@@ -126,7 +127,11 @@ class Queries:
         rows = self._readers.point(sql.JOB_BY_ID, job_id)
         if not rows:
             raise NotFound("job", job_id)
-        return job_of_row(rows[0])
+        *row, parents = rows[0]
+        job = job_of_row(tuple(row))
+        if parents != "[]":
+            job.depends_on = msgspec.Raw(parents.encode())
+        return job
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         rows = await self._readers.fetch(sql.ATTEMPTS_OF_JOB, job_id)

@@ -274,7 +274,7 @@ Submit = Callable[[TaskSpec, str, dict[str, Any]], str]
 
 SUBMIT_OPTIONS = (
     "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
-    "description",
+    "description", "depends_on", "on_dependency_failure",
 )  # fmt: skip
 _DURATIONS = ("delay", "ttl", "timeout")
 

@@ -207,15 +207,17 @@ SELECT json_group_array(json_array(seq, id, state, queue, lease IS NOT NULL))
 FROM jobs NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?1))
 """
 
-# Attempts and log lines go with their job.
+# Attempts and log lines go with their job. One that a job depends on that has not ended, stays: its result may be wanted.
 COUNT_ENDED = """
 SELECT state, queue, count(*) FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
+  AND NOT EXISTS (SELECT 1 FROM edges e CROSS JOIN jobs c ON c.seq = e.child WHERE e.parent = jobs.seq AND c.completed_at IS NULL)
 GROUP BY state, queue
 """
 DELETE_IF_ENDED = """
 DELETE FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
+  AND NOT EXISTS (SELECT 1 FROM edges e CROSS JOIN jobs c ON c.seq = e.child WHERE e.parent = jobs.seq AND c.completed_at IS NULL)
 """
 
 # ------------------------------------------------------------------------------------------------------ a dead process
@@ -339,7 +341,11 @@ KV_CLEAR = "DELETE FROM kv"
 JOB = """seq, changed, id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
   started_at, completed_at, cancel_requested_at, idempotency_key, request_id, worker_id, description, options, tags, meta, progress, last_error"""
 
-JOB_BY_ID = f"SELECT {JOB}, payload, result FROM jobs WHERE id = ?1"
+JOB_BY_ID = f"""
+SELECT {JOB}, payload, result,
+  (SELECT json_group_array(p.id ORDER BY e.idx) FROM edges e CROSS JOIN jobs p ON p.seq = e.parent WHERE e.child = jobs.seq)
+FROM jobs WHERE id = ?1
+"""
 STATE_AND_RESULT_BY_ID = "SELECT state, result, last_error, run_at, completed_at FROM jobs WHERE id = ?1"
 
 # Lists leave long payloads out and never carry results: a page of a hundred jobs stays a page.

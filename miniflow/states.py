@@ -72,6 +72,7 @@ MOVES = (
     Move("cancel", State.RUNNING, State.CANCELLED, needs_lease=True),
     Move("expire", State.QUEUED, State.EXPIRED),
     Move("replay", State.DEAD_LETTER, State.QUEUED),
+    Move("revive", State.CANCELLED, State.PENDING),
 )
 
 

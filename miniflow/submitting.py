@@ -33,11 +33,15 @@ class Submitting:
         in_use = self._keys_in_use(tx, ops)
         waiting = sum(self._writer.total(state) for state in WAITING)
         rows: list[list[Any]] = []
+        dependent: list[tuple[NewJob, list[Accepted]]] = []
         for op in ops:
             jobs: list[NewJob] = op.argument
             fresh, op.value, op.error = _resolve_keys(jobs, in_use)
             if op.error is None:
                 op.error = self._over_limit(tx, fresh, waiting + len(rows))
+            waits = [job for job in fresh if job.waits is not None] if op.error is None else []
+            if waits:
+                op.error = self._jobs.dependencies.check(tx, waits, op.value)
             if op.error is not None:
                 continue
             for job in fresh:
@@ -47,8 +51,11 @@ class Submitting:
                 tx.count(job.state, job.queue)
                 tx.count("enqueued", job.task)
             self._expect(tx, fresh)
+            dependent += [(job, op.value) for job in waits]
         if rows:
             tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        if dependent:
+            self._jobs.dependencies.insert(tx, dependent)
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniflow import statements as sql
 from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.dependency_statements import SHIFT_PENDING
 from miniflow.states import State
 from miniflow.writer import Transaction, Writer
 
@@ -72,6 +73,7 @@ class Timers:
         self._jobs.give_back(tx, lambda row: row.expires_at is not None)  # what is held has the old times
         tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms, tx.number)
         tx.run(sql.SHIFT_EXPIRIES, jump_ms, tx.number)
+        tx.run(SHIFT_PENDING, jump_ms, tx.number)
         tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
         self.look(tx)
         log.warning(
@@ -100,6 +102,7 @@ class Timers:
         for _, queue, _ in rows:
             tx.count(State.QUEUED, queue, -1)
             tx.count(State.EXPIRED, queue)
+        self._jobs.dependencies.ended(tx, [seq for seq, *_ in rows])
         self._jobs.publish(tx, lambda: [job_id for _, _, job_id in rows])
         if len(rows) == SWEEP_MAX:
             self._next_expiry_ms = tx.now_ms

@@ -71,6 +71,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _rows(look, stopped=stopped)
         _counters(look, replayed=replayed, deleted=deleted)
         _attempts(look, replayed=replayed)
+        _dependencies(look, replayed=replayed)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -141,6 +142,35 @@ def _attempts(look: Snapshot, *, replayed: bool) -> None:
     look.none("crashes that are not those of the history",
               "SELECT j.id, j.crashes, count(*) FROM jobs j JOIN attempts a ON a.job_seq = j.seq AND a.outcome = 'crashed' "
               "GROUP BY j.seq HAVING count(*) <> j.crashes")  # fmt: skip
+
+
+def _dependencies(look: Snapshot, *, replayed: bool) -> None:
+    both = "edges e JOIN jobs c ON c.seq = e.child JOIN jobs p ON p.seq = e.parent"
+    begun = "c.state NOT IN ('pending', 'cancelled')"
+    look.none(
+        "begun, or ready, with an edge that is not done",
+        f"SELECT c.id, c.state FROM {both} WHERE {begun} AND e.done = 0",
+    )
+    look.none(
+        "pending, though all that it depends on has ended",
+        "SELECT id FROM jobs WHERE state = 'pending' "
+        f"AND NOT EXISTS (SELECT 1 FROM {both} WHERE c.seq = jobs.seq AND p.completed_at IS NULL)",
+    )
+    if replayed:  # then a job may have begun before what it depends on ended for the last time
+        return
+    look.none(
+        "ready, though a job it depends on did not end well",
+        f"SELECT c.id, c.state, p.id, p.state FROM {both} "
+        f"WHERE {begun} AND e.kind <> 'all' AND p.state IN ('dead_letter', 'cancelled', 'expired')",
+    )
+    look.none(
+        "an edge that is done, to a job that has not ended",
+        f"SELECT c.id, p.id, p.state FROM {both} WHERE e.done = 1 AND p.completed_at IS NULL",
+    )
+    look.none(
+        "begun before what it depends on had ended",
+        f"SELECT c.id, c.started_at, p.id, p.completed_at FROM {both} WHERE c.started_at < p.completed_at",
+    )
 
 
 def acknowledged_all_there(path: str | Path, ids: Iterable[str]) -> None:

@@ -92,6 +92,7 @@ def job_card(job: Job, queue: QueueInfo | None, width: int | None, at: dt.dateti
         ("error", Text(plain(job.last_error or ""), "red")),
         ("queue", f"{job.queue}, priority {job.priority}"),
         ("submitted", when(job.created_at, at)),
+        ("after", ", ".join(job.depends_on)),
         ("due", when(job.scheduled_at, at) if job.status in (State.SCHEDULED, State.RETRYING) else ""),
         ("started", when(job.started_at, at)),
         ("ended", when(job.completed_at, at)),

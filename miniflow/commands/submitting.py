@@ -36,6 +36,8 @@ EXAMPLE = '{"task": "add", "payload": {"a": 1}}'
 @click.option("--tag", "tags", multiple=True, metavar="TEXT", help="to find it again; may be given more than once")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="to keep with the job; may be given more than once")
 @click.option("--description", metavar="TEXT", help="what it is about")
+@click.option("--after", multiple=True, metavar="ID", help="begin when this job has ended; may be given more than once")
+@click.option("--even-if-failed", is_flag=True, help="with --after: also if it did not end well")
 @click.option("--batch", metavar="FILE", help="many jobs: one a line, as JSON; - for the standard input")
 @click.option("--wait", is_flag=True, help="show its log as it runs, then its result")
 @click.option("--quiet", is_flag=True, help="print only the id")
@@ -63,9 +65,10 @@ def submit(
       miniflow submit send_mail '{"to": "ada@example.org"}' --delay 10m
       miniflow submit build_report @report.json --queue reports --tag monthly
       id=$(miniflow submit compute iterations=5000 --quiet)
+      miniflow submit send_report --after $id
       miniflow submit --batch jobs.ndjson --queue bulk
     """
-    options = _options(given)
+    options = _options(session, given)
     if batch is not None:
         _submit_batch(session, batch, task, payload, options, wait=wait, quiet=quiet)
         return
@@ -80,8 +83,13 @@ def submit(
         session.line(job.id if quiet else _accepted(job))
 
 
-def _options(given: dict[str, Any]) -> dict[str, Any]:
+def _options(session: Session, given: dict[str, Any]) -> dict[str, Any]:
     """What the options say about the job, without those that were not given."""
+    after, whatever = given.pop("after"), given.pop("even_if_failed")
+    if whatever and not after:
+        raise Complaint("--even-if-failed goes with --after ID, which says which job to wait for")
+    given["depends_on"] = [session.job_id(one) for one in after] or None
+    given["on_dependency_failure"] = "run" if whatever else None
     given["priority"] = priority_of(given["priority"])
     given["retry"] = retry_of(given["retry"])
     given["tags"] = list(given["tags"]) or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +29,9 @@ STYLES = {
 """The colour of a state. It always stands with the word: not everybody sees colours, and not every terminal has them."""
 
 LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+
+NAMED_MAX = 3
+"""Jobs that are named where one waits for many."""
 
 _SAME_MOMENT_S = 5.0  # the clocks of two machines differ by so much; what is a little in the future is now
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
@@ -143,12 +146,18 @@ def progress(job: Job) -> str:
     return f"{far}, {one_line(str(message))}" if message else far
 
 
+def _parents(ids: Sequence[str]) -> str:
+    named = ", ".join(ids[:NAMED_MAX])
+    more = f" and {len(ids) - NAMED_MAX:,} more" if len(ids) > NAMED_MAX else ""
+    return f"{'job' if len(ids) == 1 else 'jobs'} {named}{more}" if ids else "the jobs it depends on"
+
+
 def next_step(job: Job, queue: QueueInfo | None, at: dt.datetime) -> str:
     """What will happen to the job, and what a person can do about it."""
     expires = f"; expires {until(job.expires_at, at)} if it has not begun by then" if job.expires_at else ""
     match job.status:
         case State.PENDING:
-            return "waits for the jobs it depends on"
+            return f"waits for the end of {_parents(job.depends_on)}{expires}"
         case State.SCHEDULED:
             return f"joins its queue {until(job.scheduled_at, at)}{expires}"
         case State.QUEUED:

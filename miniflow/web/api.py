@@ -51,6 +51,8 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
     headers = {"location": f"/api/v1/jobs/{job_id}"}
     if replayed:
         return respond(backend.queries.job(job_id), 201, {**headers, "idempotency-replayed": "true"})
+    if new.waits is not None:  # what it waits for may have ended already
+        return respond(backend.queries.job(job_id), 201, headers)
     return respond(job_of_new(new, backend.clock.now_ms()), 201, headers)
 
 
@@ -65,7 +67,8 @@ async def submit_batch(request: AnyRequest, backend: Backend) -> Response[bytes]
     for place, item in enumerate(raw):
         where = f"[{place}]."
         submission = decoded(decode_submission, item, where)
-        jobs.append(backend.intake.job(submission, request_id=str(request_id) if request_id else None, where=where))
+        known_as = str(request_id) if request_id else None
+        jobs.append(backend.intake.job(submission, request_id=known_as, where=where, place=place))
         if place % 500 == 499:  # a long batch must not keep the loop from everybody else
             await asyncio.sleep(0)
     accepted = await backend.insert(jobs)
@@ -217,7 +220,8 @@ async def cancel_job(job_id: str, backend: Backend) -> Response[bytes]:
 
 @post("/api/v1/jobs/{job_id:str}/retry", summary="Run a job again", status_code=200)
 async def retry_job(job_id: str, backend: Backend) -> Response[bytes]:
-    """A dead letter goes back to its queue with its attempts counted anew; a job that waits for its next attempt gets it now."""
+    """A dead letter goes back to its queue with its attempts counted anew; a job that waits for its next attempt gets it now; one
+    that was cancelled because of a job that it depends on waits for that one again (retry that one first)."""
     await backend.verb(backend.jobs.retry(job_id))
     return respond(backend.queries.job(job_id))
 

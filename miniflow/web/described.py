@@ -94,6 +94,11 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Job.timeout": "Seconds that an attempt may run",
     "Job.scheduled_at": {"description": "Not to be run before then", **TIME},
     "Job.expires_at": {"description": "Not to be begun after then", **TIME},
+    "Job.depends_on": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Jobs that must end before it begins; not in lists",
+    },
     "Job.cancel_requested_at": {"description": "It was asked to stop then", **TIME},
     "Submission.task": "The name of the task",
     "Submission.type": "Another name for `task`; one of the two is needed",
@@ -111,6 +116,8 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Submission.meta": "Anything of yours; kept as it is",
     "Submission.result_ttl": "Stored, and not acted upon yet",
     "Submission.failure_ttl": "Stored, and not acted upon yet",
+    "Submission.depends_on": "Jobs that must end before it begins: their ids, or in a batch the places of jobs before it",
+    "Submission.on_dependency_failure": "If one of those does not end well: `cancel` it too (the default), or `run` it",
 }
 """What fields mean whose name does not say it; "*" stands for any type."""
 

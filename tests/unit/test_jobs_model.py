@@ -52,6 +52,9 @@ class Job:
     place: int = 0  # the order of insertion: that of seq
     attempt: int = 0
     crashes: int = 0
+    parents: tuple[str, ...] = ()
+    lost_with_them: bool = True
+    by_a_person: bool = False
     taken: Attempt | None = None
     cancel_wanted: bool = False
     history: list[str] = field(default_factory=list)
@@ -97,6 +100,28 @@ class JobsMachine(RuleBasedStateMachine):
             over = job.expires_at is not None and job.expires_at <= now_ms
             if job.state is State.QUEUED and job.taken is None and job.attempt == 0 and over:
                 job.state = State.EXPIRED
+        while self.follow_ends():
+            pass
+
+    def follow_ends(self) -> bool:
+        """What waits for jobs that have ended by now is cancelled or becomes ready; whether there was any."""
+        states = {job.id: job.state for job in self.model.values()}
+        lost, ready = list[Job](), list[Job]()
+        for job in self.model.values():
+            ends = [states[parent] for parent in job.parents]
+            if job.state is not State.PENDING:
+                continue
+            if job.lost_with_them and any(end in TERMINAL and end is not State.COMPLETED for end in ends):
+                lost.append(job)
+            elif all(end in TERMINAL for end in ends):
+                ready.append(job)
+        for job in lost:
+            job.state = State.CANCELLED
+        self.turns += bool(ready)
+        for job in ready:
+            later = job.run_at is not None and job.run_at > self.clock.now_ms()
+            job.state, job.turn = State.SCHEDULED if later else State.QUEUED, self.turns
+        return bool(lost or ready)
 
     def make_ready(self, jobs: list[Job]) -> None:
         self.turns += 1
@@ -125,10 +150,16 @@ class JobsMachine(RuleBasedStateMachine):
         },
     )
 
-    @rule(wishes=st.lists(wish, min_size=1, max_size=4), n=st.integers(0, 1))
-    def submit(self, wishes: list[dict[str, Any]], n: int) -> None:
-        """One job or a batch. All with a key have the same body but for ``n``, so that the same key can conflict."""
+    @rule(wishes=st.lists(wish, min_size=1, max_size=4), n=st.integers(0, 1), data=st.data())
+    def submit(self, wishes: list[dict[str, Any]], n: int, data: st.DataObject) -> None:
+        """One job or a batch, some after others. All with a key have the same body but for ``n``, so that the same key can
+        conflict."""
         wishes = [{"idempotency_key": w["idempotency_key"]} if "idempotency_key" in w else w for w in wishes]
+        for wish in wishes if self.model else []:
+            if "idempotency_key" not in wish and data.draw(st.booleans()):
+                some = st.lists(st.sampled_from(sorted(self.model)), min_size=1, max_size=3, unique=True)
+                wish["depends_on"] = data.draw(some)
+                wish["on_dependency_failure"] = data.draw(st.sampled_from(["cancel", "run"]))
         made = [new_job(self.engine, "work", {"n": n}, **wish) for wish in wishes]
         keys = {job.key: job for job in self.model.values() if job.key is not None}
         self.clock.advance(1)
@@ -147,6 +178,8 @@ class JobsMachine(RuleBasedStateMachine):
                     job.id, job.queue, job.priority, job.state, job.run_at, job.expires_at, int(job.row[6]), job.key, n
                 )
                 entry.place = len(self.model)
+                if job.waits is not None:
+                    entry.parents, entry.lost_with_them = tuple(map(str, job.waits.jobs)), job.waits.kind == "after"
                 self.model[job.id] = entry
                 fresh.append(entry)
                 if job.key is not None:
@@ -232,19 +265,34 @@ class JobsMachine(RuleBasedStateMachine):
         if row.attempt > job.attempt:  # after a crash a claim is a beginning
             job.attempt = row.attempt
             job.history.append("cancelled")
+        job.by_a_person = job.by_a_person or job.state is not State.CANCELLED
         job.state = State.CANCELLED
+        self.settle_model()
 
     @precondition(lambda self: bool(self.model))
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
         self.settle()
         job = self.some_job(data)
+        if self.revivable(job):
+            self.clock.advance(1)
+            assert verb(self.engine, self.engine.jobs.retry(job.id)) is State.PENDING
+            job.state = State.PENDING
+            self.settle_model()
+            return
         if job.state not in (State.DEAD_LETTER, State.RETRYING):
             with pytest.raises(TransitionRefused):
                 verb(self.engine, self.engine.jobs.retry(job.id))
             return
         verb(self.engine, self.engine.jobs.retry(job.id))
         self.again(job)
+
+    def revivable(self, job: Job) -> bool:
+        """Cancelled because of another job, which has been replayed since."""
+        if job.state is not State.CANCELLED or job.by_a_person or not job.parents or job.attempt:
+            return False
+        ends = [self.model[parent].state for parent in job.parents]
+        return not (job.lost_with_them and any(end in TERMINAL and end is not State.COMPLETED for end in ends))
 
     @rule()
     def replay_all(self) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from miniflow import db, list_statements, statements
+from miniflow import db, dependency_statements, list_statements, statements
 
 STATEMENTS = {
     name: value
-    for name, value in vars(statements).items()
+    for module in (statements, dependency_statements)
+    for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
 
@@ -72,6 +73,9 @@ def fill(connection: apsw.Connection) -> None:
         connection.execute(
             "INSERT INTO logs (job_seq, attempt, level, ts, message) SELECT seq, 1, 'INFO', 1, 'x' FROM jobs WHERE seq % 9 = 0"
         )
+        connection.execute(
+            "INSERT INTO edges (child, idx, parent, kind, done) SELECT seq, 0, seq - 1, 'after', 1 FROM jobs WHERE seq > 1"
+        )
         for _, sql in triggers:
             connection.execute(sql)
 
@@ -79,7 +83,8 @@ def fill(connection: apsw.Connection) -> None:
 def scans(connection: apsw.Connection, sql: str) -> list[str]:
     """The lines of the plan that walk a whole table of jobs, attempts or logs, or an index of one without a bound."""
     plan = plan_of(connection, sql)
-    names = "|".join(["jobs", "attempts", "logs", *re.findall(r"\b(?:jobs|attempts|logs) (?:AS )?([a-z])\b", sql)])
+    tables = "jobs|attempts|logs|edges"
+    names = "|".join([tables, *re.findall(rf"\b(?:{tables}) (?:AS )?([a-z])\b", sql)])
     return [line for line in plan if re.match(rf"SCAN ({names})\b", line) and not is_partial(line)]
 
 
@@ -90,7 +95,7 @@ def plan_of(connection: apsw.Connection, sql: str) -> list[str]:
 
 def is_partial(line: str) -> bool:
     """A scan of an index that holds only the few rows that a statement is about."""
-    return bool(re.search(r"INDEX jobs_(ready|due|expiring|leased)\b", line))
+    return bool(re.search(r"INDEX (jobs_(ready|due|expiring|leased)|edges_open)\b", line))
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "after ANALYZE"])

@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from miniflow import statements
+from miniflow import dependency_statements, statements
 
 STATEMENTS = {
     name: value
-    for name, value in vars(statements).items()
+    for module in (statements, dependency_statements)
+    for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
 SETS_STATE = {
