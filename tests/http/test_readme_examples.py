@@ -95,7 +95,8 @@ def test_each_curl_line_is_answered_as_promised(server: Server) -> None:
     with server.client() as client:
         for command in commands:
             path = command.url.removeprefix(HOST).replace("ID", job)
-            answer = client.request(command.method, path, headers=command.headers, content=command.body)
+            body = command.body and command.body.replace('"ID"', f'"{job}"')
+            answer = client.request(command.method, path, headers=command.headers, content=body)
             assert answer.status_code == command.status, f"{command.method} {path}: {answer.text}"
             if command.method == "POST" and (found := ids(answer.json())):
                 job = found[0]

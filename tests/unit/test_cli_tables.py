@@ -249,7 +249,13 @@ def test_moments(seconds: float, shown: str) -> None:
         (job(State.COMPLETED), None, f"`miniflow result {IDS[0]}` prints its result"),
         (job(State.CANCELLED), None, "nothing"),
         (job(State.EXPIRED), None, "never ran"),
-        (job(State.PENDING), None, "waits for the jobs it depends on"),
+        (job(State.PENDING), None, "waits for the end of the jobs it depends on"),
+        (job(State.PENDING, depends_on=("a",)), None, "waits for the end of job a"),
+        (
+            job(State.PENDING, depends_on=("a", "b", "c", "d", "e")),
+            None,
+            "waits for the end of jobs a, b, c and 2 more",
+        ),
     ],
     ids=lambda value: value.status if isinstance(value, Job) else "",
 )

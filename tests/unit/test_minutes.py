@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miniflow import db, minutes
+from miniflow import db, migrations, minutes
 from miniflow.engine import Engine
 from miniflow.minutes import COUNTED, KEPT_MINUTES, MINUTE_MS
 from miniflow.states import State
@@ -221,12 +221,14 @@ def test_how_many_wait_and_work_is_as_of_the_last_look(engines: Engines, clock: 
     assert (figures["queue_depth", "mail"], figures["workers_busy", "thread"]) == (0, 0)
 
 
-def test_what_was_counted_before_there_were_minutes_belongs_to_none(engines: Engines) -> None:
-    with closing(db.open_writer(engines.path)) as base:  # as a file of version 1 is
-        base.connection.execute("""
-        DROP TABLE minutes; DROP VIEW job_events; DROP INDEX jobs_changed; ALTER TABLE jobs DROP COLUMN changed;
-        INSERT INTO counters VALUES ('attempts_failed', 'bad', 1000000); PRAGMA user_version = 1
-        """)
+def test_what_was_counted_before_there_were_minutes_belongs_to_none(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as old:
+        first = migrations.scripts()[:1]
+        old.setattr(migrations, "scripts", lambda: first)
+        with closing(db.open_writer(engines.path)) as base:
+            base.connection.execute("INSERT INTO counters VALUES ('attempts_failed', 'bad', 1000000)")
     engine = engines(bad)
     wait_for_state(engines.path, submit(engine, "bad", max_retries=0))
     engines.stop(engine)
