@@ -30,6 +30,10 @@ class InvalidRequest(MiniFlowError):
         self.field, self.reason = field, reason
 
 
+class BadJson(InvalidRequest):
+    """The body is no JSON at all."""
+
+
 class UnknownTask(InvalidRequest):
     """No task is registered under that name. ``known`` are close matches, best first; ``where`` goes before the field's name."""
 

@@ -233,6 +233,6 @@ def parse_cursor(cursor: str | None, order: _Order) -> Place | None:
     parts = cursor[1:].split("-")
     wrong = cursor[0] != order.letter or len(parts) != 1 + order.by_change
     if wrong or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
-        raise InvalidRequest("cursor", "is none that a page of this order has given")
+        raise InvalidRequest("cursor", "is none that a page of this order has given; without one the list begins")
     numbers = [int(part) for part in parts]
     return (numbers[0], numbers[-1]) if order.by_change else (0, numbers[0])

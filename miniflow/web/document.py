@@ -89,7 +89,12 @@ REFUSALS: dict[int, tuple[str, str, str | None, str]] = {
         None,
         "The server has a token, and it was not given.",
     ),
-    403: ("cross_site", "a page of another site may not do this", None, "A page of another site asked for it."),
+    403: (
+        "cross_site",
+        "a page of another site may not do this; cors_origins names those that may",
+        None,
+        "A page of another site asked for it.",
+    ),
     404: ("not_found", "job not found: 17", None, "There is none by this name."),
     409: (
         "transition_refused",
@@ -302,8 +307,8 @@ def _refusals(said: Operation, method: str, path: str, parameters: list[Json]) -
         found |= {401, 503}
     if "{job_id}" in path or "{name}" in path:
         found.add(404)
-    if any(one.get("in") in ("query", "header") for one in parameters):
-        found.add(422)
+    if path.startswith("/api/") or any(one.get("in") in ("query", "header") for one in parameters):
+        found.add(422)  # there also for a parameter that the operation does not have
     if said.body is not None:
         found |= {400, 413, 422}
     if method != "get":

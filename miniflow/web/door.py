@@ -86,7 +86,9 @@ class Door:
             )
         origin = headers.get(b"origin")
         if origin is not None and scope["method"] not in SAFE_METHODS and not self._good_origin(origin, host):
-            return _problem(403, "cross_site", "a page of another site may not do this")
+            return _problem(
+                403, "cross_site", "a page of another site may not do this; cors_origins names those that may"
+            )
         if self._authorization is not None and not self._has_token(scope, headers):
             return _problem(401, "no_token", "give the server's token: Authorization: Bearer …")
         return None
@@ -117,7 +119,8 @@ class Door:
         if message["type"] == "http.disconnect":
             return
         body = message["body"]
-        if message.get("more_body") or b"idempotency-key" in headers or len(body) > backend.settings.max_payload_bytes:
+        plain = not (message.get("more_body") or scope["query_string"] or b"idempotency-key" in headers)
+        if not plain or len(body) > backend.settings.max_payload_bytes:
             await self._in_full(scope, replayed(message, receive), send, headers)
             return
         request_id = _request_id(headers)

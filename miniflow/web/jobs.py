@@ -39,6 +39,12 @@ Sort = Annotated[
     Literal["-created_at", "created_at", "-updated_at", "updated_at"],
     Parameter(description="the order; - is newest first"),
 ]
+Offset = Annotated[
+    int,
+    Parameter(
+        ge=0, schema_extra={"maximum": 0}, description="0, the first page, as other systems ask for it; on by `cursor`"
+    ),
+]
 IfNoneMatch = Annotated[
     str | None,
     HeaderParameter(name="If-None-Match", description="the ETag of an earlier answer: 304 if it is the same still"),
@@ -60,6 +66,7 @@ async def list_jobs(
     sort: Sort = "-created_at",
     limit: Limit = 50,
     cursor: Cursor = None,
+    offset: Offset = 0,
 ) -> Response[bytes]:
     """A page of jobs. Long payloads and all results are left out; a job by its id has them.
 
@@ -67,6 +74,10 @@ async def list_jobs(
     20,000 for a page: such a page may have few items, or none, and not be the last. ``total`` is there where it is counted: of
     all, of states, of a queue. By ``updated_at`` a job moves when it changes: between two pages it may come twice, or be passed
     over."""
+    if offset:
+        raise InvalidRequest(
+            "offset", "pages are not counted; the next one is that of cursor=… with next_cursor of this"
+        )
     which = filters.parse(
         status=status,
         queue=queue,

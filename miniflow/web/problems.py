@@ -16,6 +16,7 @@ from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, ValidationException
 
 from miniflow import errors
+from miniflow.web import wording
 
 log = logging.getLogger("miniflow.http")
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
+    (errors.BadJson, 400, "bad_json"),
     (errors.UnknownTask, 422, "unknown_task"),
     (errors.TooManyQueues, 422, "too_many_queues"),
     (errors.InvalidRequest, 422, "invalid_request"),
@@ -39,10 +41,6 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.ReadTooSlow, 503, "database_slow"),
     (errors.StoreClosed, 503, "shutting_down"),
 )
-
-
-class BadJson(errors.InvalidRequest):
-    """The body is no JSON at all."""
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -77,8 +75,6 @@ def problem_of(exc: Exception, request_id: str | None = None) -> tuple[Problem, 
 
 
 def _status(exc: Exception) -> tuple[int, str]:
-    if isinstance(exc, BadJson):
-        return 400, "bad_json"
     for kind, status, code in STATUS:
         if isinstance(exc, kind):
             return status, code
@@ -117,10 +113,8 @@ def _in_our_words(request: Request[Any, Any, Any], exc: Exception) -> Exception:
         return MethodNotAllowedException(
             f"{request.method} is not allowed here; allowed: {allowed}", headers=exc.headers
         )
-    if isinstance(exc, ValidationException) and isinstance(exc.extra, list) and exc.extra:
-        first: dict[str, Any] = exc.extra[0]  # a parameter of the query or the path
-        reason = str(first.get("message", "cannot be taken")).replace("`", "")
-        return errors.InvalidRequest(str(first.get("key", "")), reason[:1].lower() + reason[1:])
+    if isinstance(exc, ValidationException):
+        return wording.parameter_error(request, exc)
     return exc
 
 
@@ -129,27 +123,10 @@ def decoded(decode: Callable[[bytes], T], body: bytes, where: str = "") -> T:
     try:
         return decode(body)
     except msgspec.DecodeError as exc:
-        raise decode_error(exc, where) from None
+        if not body.strip():
+            raise errors.BadJson(where.rstrip("."), "the body is empty, and so is not JSON; send an object") from None
+        raise wording.decode_error(exc, where, getattr(getattr(decode, "__self__", None), "type", None)) from None
     except UnicodeDecodeError:
-        raise BadJson(where.rstrip("."), "the body is not UTF-8") from None
+        raise errors.BadJson(where.rstrip("."), "the body is not UTF-8") from None
     except RecursionError:
-        raise BadJson(where.rstrip("."), "the body is nested too deeply") from None
-
-
-def decode_error(exc: msgspec.DecodeError, where: str = "") -> errors.InvalidRequest:
-    """What msgspec says of a body, as an error that names the field."""
-    text = str(exc)
-    if not isinstance(exc, msgspec.ValidationError):
-        return BadJson(where.rstrip("."), f"the body is not JSON: {text}")
-    reason, _, path = text.partition(" - at `")
-    field = path.rstrip("`").removeprefix("$").removeprefix(".")
-    if reason.startswith("Object contains unknown field"):
-        name = reason.split("`")[1]
-        return errors.InvalidRequest(
-            f"{where}{field}.{name}".strip(".") if field else where + name, "is no field of this request"
-        )
-    if reason.startswith("Object missing required field"):
-        name = reason.split("`")[1]
-        return errors.InvalidRequest(f"{where}{field}.{name}".strip(".") if field else where + name, "is missing")
-    reason = reason.replace("`", "")
-    return errors.InvalidRequest((where + field).rstrip("."), reason[:1].lower() + reason[1:])
+        raise errors.BadJson(where.rstrip("."), "the body is nested too deeply") from None

@@ -18,6 +18,7 @@ from miniflow.web.cors import Cors
 from miniflow.web.document import Document, operation_ids
 from miniflow.web.door import Door, Site
 from miniflow.web.problems import answer
+from miniflow.web.wording import refuse_unknown_parameters
 
 ROUTES: list[HTTPRouteHandler] = [
     *api.ROUTES,
@@ -60,6 +61,7 @@ def _litestar(backend: Backend, routes: list[HTTPRouteHandler], openapi: OpenAPI
         route_handlers=routes,
         dependencies={"backend": Provide(give_backend)},
         exception_handlers={Exception: answer},
+        before_request=refuse_unknown_parameters,
         openapi_config=openapi,
         signature_types=[Backend],
         state=AppState({}),

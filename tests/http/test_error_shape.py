@@ -64,12 +64,93 @@ def test_a_wrong_method_is_405_and_says_which_are_right(
     assert allowed in answer.headers["allow"]
 
 
+# -------------------------------------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "says"),
+    [
+        ("GET", "/api/v1/jobs?state=failed", "state", "did you mean status?"),
+        ("GET", "/api/v1/jobs?status=failed&colour=red", "colour", "there are status, queue, task"),
+        ("GET", "/api/v1/workers?busy=1", "busy", "it takes none"),
+        ("GET", "/api/v1/events?since=1-1", "since", "there are queue, task, status, after"),
+        ("POST", "/api/v1/jobs?queue=mail", "queue", "it takes none"),
+        ("POST", "/api/v1/jobs/bulk/delete?dry_run=true", "dry_run", "it takes none"),
+        ("DELETE", "/api/v1/jobs/x?force=1", "force", "it takes none"),
+        ("GET", "/api/v1/jobs?" + "x" * 5000 + "=1", "x" * 100 + "…", "is no parameter"),
+    ],
+)
+def test_a_parameter_that_there_is_not_is_refused_by_name_and_those_there_are_are_named(
+    client: httpx.Client, method: str, path: str, name: str, says: str
+) -> None:
+    body = {"POST": b'{"task": "add", "payload": {"a": 1}}'}.get(method)
+
+    answer = client.request(method, path, content=body)
+
+    assert_problem(answer, 422, "invalid_request", field=name, says=says)
+
+
+def test_a_parameter_that_there_is_not_is_passed_over_by_the_classic_routes(client: httpx.Client) -> None:
+    job = submit(client, "add", {"a": 1})
+
+    assert client.get(f"/status/{job['id']}?colour=red").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "choices"),
+    [
+        ("/api/v1/jobs?sort=newest", "-created_at, created_at, -updated_at, updated_at"),
+        ("/api/v1/events?format=xml", "sse, json"),
+        ("/api/v1/jobs/x/logs?format=xml", "json, text"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused_with_those_that_there_are(
+    client: httpx.Client, path: str, choices: str
+) -> None:
+    assert_problem(client.get(path), 422, "invalid_request", says=f"there are {choices}")
+
+
 # ------------------------------------------------------------------------------------------------------------------ bodies
 
 
 @pytest.mark.parametrize("route", [route for route in SUBMITS if route not in ("/create-jobs/", "/api/v1/jobs/batch")])
 def test_an_empty_body_is_400(client: httpx.Client, route: str) -> None:
-    assert_problem(client.post(route), 400, "bad_json", says="not JSON")
+    assert_problem(client.post(route), 400, "bad_json", says="is empty")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "field", "says"),
+    [
+        ("/api/v1/jobs", {"task": "add", "retries": 2}, "retries", "did you mean max_retries?"),
+        ("/api/v1/jobs", {"task": "add", "colour": 2}, "colour", "there are task, type, payload"),
+        ("/api/v1/jobs", {"task": "add", "retry": {"facto": 2}}, "retry.facto", "did you mean factor?"),
+        ("/api/v1/jobs/batch", [{"task": "add", "retries": 2}], "[0].retries", "did you mean max_retries?"),
+        ("/api/v1/jobs/bulk/delete", {"filter": {"state": "x"}}, "filter.state", "did you mean status?"),
+        ("/api/v1/dead-letters/replay", {"tasks": "x"}, "tasks", "did you mean task?"),
+    ],
+)
+def test_a_field_that_there_is_not_is_refused_and_those_there_are_are_named(
+    client: httpx.Client, route: str, body: Any, field: str, says: str
+) -> None:
+    assert_problem(client.post(route, json=body), 422, "invalid_request", field=field, says=says)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("priority", "urgent", "low, medium or high"),
+        ("delay", "5m", "a number of seconds"),
+        ("timeout", -1, "a number of seconds"),
+        ("run_at", "tomorrow", "2026-01-31T12:00:00Z"),
+        ("retry", "often", "a list of seconds"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_and_how_it_is_written_is_said(
+    client: httpx.Client, field: str, value: Any, says: str
+) -> None:
+    answer = client.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}, field: value})
+
+    assert_problem(answer, 422, "invalid_request", field=field, says=says)
 
 
 @pytest.mark.parametrize("route", SUBMITS)

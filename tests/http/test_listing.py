@@ -354,3 +354,9 @@ def test_one_who_waits_with_an_etag_is_answered_when_the_job_has_ended(client: h
 
     assert answer.status_code == 200
     assert answer.json()["status"] == "completed"
+
+
+def test_pages_are_not_counted_and_who_asks_for_an_offset_is_led_to_the_cursor(client: httpx.Client) -> None:
+    """The first page is the first page, and so other systems' clients may ask for it as they do."""
+    assert client.get("/api/v1/jobs?limit=10&offset=0&status=completed").status_code == 200
+    assert_problem(client.get("/api/v1/jobs?offset=10"), 422, "invalid_request", field="offset", says="next_cursor")
