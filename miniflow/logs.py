@@ -12,6 +12,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+import structlog
 from structlog.processors import JSONRenderer, format_exc_info
 from structlog.stdlib import ProcessorFormatter
 
@@ -22,6 +23,7 @@ from miniflow.errors import SettingsError
 FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 FILE_BYTES_MAX = 5_000_000
 FILES_KEPT = 3
+ENCODING, ERRORS = "utf-8", "backslashreplace"
 
 
 def set_up(folder: str, level: str, format: str = "text") -> None:
@@ -33,9 +35,7 @@ def set_up(folder: str, level: str, format: str = "text") -> None:
     path = Path(folder) / "app.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = RotatingFileHandler(
-            path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
-        )
+        file = _RotatedFile(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT, encoding=ENCODING, errors=ERRORS)
     except OSError as exc:
         raise SettingsError(
             f"the log cannot be written to {path}: {exc.strerror}; choose another folder with --log-dir"
@@ -54,13 +54,59 @@ def set_up(folder: str, level: str, format: str = "text") -> None:
     logging.getLogger("huey").addFilter(_not_a_tasks_failure)
     for noisy in ("huey", "uvicorn", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _structlog_through_logging()
+
+
+def _structlog_through_logging() -> None:
+    """Where nobody has set structlog up (a task file may, later too) it would print, coloured for the terminal that the server
+    was started in, and a job's log would take warnings and errors for plain text."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+class _RotatedFile(RotatingFileHandler):
+    """Formats a record once, where the library's own does it twice and looks at the file besides: a job that logs as fast as it
+    can holds everybody's interpreter lock meanwhile. No file is over its limit, which is in bytes, but for a line that is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + self.terminator
+            if self.stream is None:  # the last rotation failed half way
+                self.stream = self._open()
+            if 0 < self.stream.tell() > self.maxBytes - len(line.encode(ENCODING, ERRORS)):
+                self.doRollover()
+            self.stream.write(line)
+            self.flush()
+        except Exception:  # as each handler does: a log that cannot be written stops nobody
+            self.handleError(record)
 
 
 def formatter(format: str) -> logging.Formatter:
     """Of records and of structlog's events alike."""
     if format == "json":
         return ProcessorFormatter(processors=[_fields, JSONRenderer()])
-    return ProcessorFormatter(processors=[capture.event_text], fmt=FORMAT)
+    return _TextFormatter(FORMAT)
+
+
+class _TextFormatter(logging.Formatter):
+    """structlog's formatter copies each record, which takes longer than all the rest: it gets its own events alone."""
+
+    def __init__(self, fmt: str) -> None:
+        super().__init__(fmt)
+        self._events = ProcessorFormatter(processors=[capture.event_text], fmt=fmt)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._events.format(record) if isinstance(record.msg, dict) else super().format(record)
 
 
 def _fields(logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

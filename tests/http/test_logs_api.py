@@ -59,7 +59,7 @@ def all_kinds(name: str) -> None:
     print(f"{name} warns", file=sys.stderr)
     log.info("%s logs", name)
     log.debug("%s whispers", name)
-    events.info(name + " speaks")
+    events.warning("%s speaks", name, to="all")
     thread = threading.Thread(target=print, args=(f"{name} has a thread",))
     thread.start()
     thread.join()
@@ -153,16 +153,14 @@ def test_all_that_a_job_says_is_in_its_log_and_only_there(server: Server, client
     for name, job_id in ids.items():
         end_of(client, job_id)
         found = [(line["level"], line["message"]) for line in page(client, job_id)]
-        assert [line for line in found if "speaks" not in line[1]] == [
+        assert found == [
             ("INFO", f"{name} prints"),
             ("WARNING", f"{name} warns"),
             ("INFO", f"{name} logs"),
+            ("WARNING", f"{name} speaks to='all'"),
             ("INFO", f"{name} has a thread"),
             ("ERROR", f"{name}\nfails"),
         ]
-        ((level, spoken),) = [line for line in found if "speaks" in line[1]]
-        assert level == "INFO"
-        assert f"{name} speaks" in spoken
     assert "prints" not in server.output()
     with closing(read(server.db)) as connection:
         rows = list(connection.execute("SELECT DISTINCT request_id FROM job_log WHERE job_id = ?", (ids["ann"],)))
@@ -178,8 +176,10 @@ def test_records_of_a_job_are_in_the_programs_log_with_its_ids(server: Server, c
     own = [line for line in written if line["job_id"] == job_id]
 
     assert [(line["level"], line["logger"], line["msg"], line["request_id"]) for line in own] == [
-        ("ERROR", "noisy", "carl\nfails", "r-carl")
+        ("WARNING", "miniflow_tasks.noisy", "carl speaks", "r-carl"),
+        ("ERROR", "noisy", "carl\nfails", "r-carl"),
     ]
+    assert own[0]["to"] == "all"
 
 
 # ------------------------------------------------------------------------------------------------------------------ pages
@@ -204,7 +204,7 @@ def test_lines_can_be_picked_by_attempt_and_by_levels(client: httpx.Client) -> N
     assert [line["message"] for line in page(client, failed, attempt=2)] == ["attempt 2", "it worked"]
     assert [line["message"] for line in page(client, failed, attempt=1, tail=5)] == ["attempt 1"]
     assert page(client, failed, attempt=3) == []
-    assert [line["level"] for line in page(client, kinds, level="error, Warning")] == ["WARNING", "ERROR"]
+    assert [line["level"] for line in page(client, kinds, level="error, Warning")] == ["WARNING", "WARNING", "ERROR"]
     assert [line["level"] for line in page(client, kinds, level="WARNING,ERROR", tail=1)] == ["ERROR"]
 
 
@@ -318,7 +318,7 @@ def test_a_follower_may_want_some_lines_only(client: httpx.Client) -> None:
     job_id = submit(client, "all_kinds", {"name": "fred"})["id"]
     end_of(client, job_id)
     with following(client, job_id, level="warning,error") as stream:
-        assert [event.json["level"] for event in stream if event.event == "line"] == ["WARNING", "ERROR"]
+        assert [event.json["level"] for event in stream if event.event == "line"] == ["WARNING", "WARNING", "ERROR"]
     with following(client, job_id, attempt=2) as stream:
         assert [event.event for event in stream] == ["end"]
     with following(client, job_id, tail=1) as stream:

@@ -31,6 +31,7 @@ def loggers_as_they_were() -> Iterator[None]:
                 handler.close()
         log.setLevel(level)
         log.handlers[:], log.filters[:] = handlers, filters
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -99,6 +100,29 @@ def test_the_log_is_rotated_at_its_size_and_old_ones_go(folder: Path, monkeypatc
     assert all(file.stat().st_size <= 1_000 for file in folder.iterdir())
     kept = [line for name in sorted(names, reverse=True) for line in (folder / name).read_text().splitlines()]
     assert [int(line.split()[-1]) for line in kept] == list(range(200 - len(kept), 200)), "no line is lost in between"
+
+
+def test_the_size_is_that_of_the_file_and_not_of_its_characters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES_MAX", 1_000)
+    logs.set_up(str(folder), "info")
+    for _ in range(20):
+        logging.getLogger("miniflow").info("… %s", "€" * 100)
+
+    assert len(list(folder.iterdir())) == 1 + logs.FILES_KEPT
+    assert all(file.stat().st_size <= 1_000 for file in folder.iterdir())
+
+
+def test_a_line_over_the_size_is_written_and_has_a_file_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES_MAX", 1_000)
+    logs.set_up(str(folder), "info")
+    logging.getLogger("miniflow").info("x" * 2_000)
+    logging.getLogger("miniflow").info("short")
+
+    assert text(folder).endswith("short\n")
+    assert "x" * 2_000 in (folder / "app.log.1").read_text("utf-8")
+    assert not (folder / "app.log.2").exists(), "an empty file is none to keep"
 
 
 def test_all_logs_together_have_a_limit(folder: Path) -> None:
@@ -251,6 +275,32 @@ def test_events_of_structlog_are_lines_with_their_fields(folder: Path, format: s
     else:
         (line,) = objects(folder)
         assert (line["msg"], line["level"], line["amount"], line["level_of_detail"]) == ("paid", "WARNING", 3, "low")
+
+
+def test_an_event_of_structlog_needs_no_set_up_to_have_its_level_and_its_fields(folder: Path) -> None:
+    logs.set_up(str(folder), "info", "json")
+    log = structlog.get_logger("tests.of.logs").bind(order=17)
+    log.debug("not asked for")
+    log.warning("no %s", "price", currency="EUR")
+
+    (line,) = objects(folder)
+    assert (line["msg"], line["level"], line["logger"]) == ("no price", "WARNING", "tests.of.logs")
+    assert (line["order"], line["currency"]) == (17, "EUR")
+
+
+def test_whoever_sets_structlog_up_is_not_overruled(folder: Path) -> None:
+    said: list[dict[str, Any]] = []
+
+    def keep(_logger: Any, _name: str, event: Any) -> Any:
+        said.append(dict(event))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep])
+    logs.set_up(str(folder), "info")
+    structlog.get_logger().info("mine")
+
+    assert [event["event"] for event in said] == ["mine"]
+    assert text(folder) == ""
 
 
 def test_as_text_a_traceback_is_told_once(folder: Path) -> None:
