@@ -220,12 +220,13 @@ class Application:
     def _tell_recovered(self) -> None:
         found = self.engine.recovered
         if any(found):
-            log.warning(
-                "the last process did not stop cleanly: %d jobs ran and run again, %d were buried or cancelled, %d had not begun",
-                found.again,
-                found.buried,
-                found.released,
+            told = (
+                (found.again, "to run again"),
+                (found.buried, "buried or cancelled"),
+                (found.released, "not begun yet"),
             )
+            fates = ", ".join(f"{n} {fate}" for n, fate in told if n)
+            log.warning("the last process did not stop cleanly; the jobs that it had taken: %s", fates)
 
 
 def report_failures(failures: Sequence[Any]) -> None:

@@ -137,7 +137,11 @@ def carry_out(step: Step) -> Flow[Any]:
         ) from None
     except httpx.TransportError as exc:
         place = shown(exc.request.url.copy_with(raw_path=b"/")).rstrip("/")
-        why = "it took too long" if isinstance(exc, httpx.TimeoutException) else str(exc) or type(exc).__name__
+        why = str(exc) or type(exc).__name__
+        if isinstance(exc, httpx.TimeoutException):
+            why = "it took too long"
+        elif isinstance(exc, (httpx.RemoteProtocolError, httpx.ReadError)):
+            why = "the connection was cut"
         raise ServerUnreachable(
             f"no answer from {place} ({why}); is `miniflow serve` running there? MINIFLOW_URL or url says where it is"
         ) from exc

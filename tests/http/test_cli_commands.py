@@ -395,6 +395,17 @@ def test_the_token_is_asked_for_and_taken(tmp_path: Path, run: Run) -> None:
         run("jobs", "--url", guarded.url, MINIFLOW_TOKEN=token)
 
 
+@pytest.mark.parametrize(
+    "place", [["--url", "URL", "--json", "jobs"], ["--json", "jobs", "--url=URL"], ["--url=URL", "jobs", "--json"]]
+)
+def test_where_the_server_is_may_be_said_before_the_command_or_after_it(
+    run: Run, server: Server, place: list[str]
+) -> None:
+    run("submit", "add", "a=1")
+    result = run(*(word.replace("URL", server.url) for word in place), MINIFLOW_URL=NOWHERE)
+    assert documents(result)[0]["task"] == "add"
+
+
 def test_the_server_of_the_settings_here_is_the_one_that_is_asked(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

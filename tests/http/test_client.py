@@ -376,8 +376,9 @@ def test_a_log_is_read_in_pages_by_level_and_from_its_end(client: Client) -> Non
 
 
 def test_a_followed_log_goes_on_where_it_was_cut_and_ends_with_the_job(
-    server: Server, proxy: Proxy, through: Client, tmp_path: Path
+    proxy: Proxy, through: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "miniflow.client")
     teller = Teller(through, tmp_path, 6)
     lines = through.logs(teller.job, follow=True)
     teller.tell(1, 2)
@@ -391,6 +392,7 @@ def test_a_followed_log_goes_on_where_it_was_cut_and_ends_with_the_job(
     assert messages(lines) == ["line 5", "line 6"]
     assert through.get(teller.job).status == "completed"
     assert proxy.connections >= 3
+    assert "(the connection was cut)" in caplog.text
 
 
 def test_a_followed_log_outlasts_a_kill_of_the_server(server: Server, through: Client, tmp_path: Path) -> None:
@@ -399,6 +401,7 @@ def test_a_followed_log_outlasts_a_kill_of_the_server(server: Server, through: C
     teller.tell(1)
     assert messages(lines, 1) == ["line 1"]
     server.restart()
+    assert "the last process did not stop cleanly; the jobs that it had taken: 1 to run again\n" in server.output()
     teller.tell(2, 3)
     again = [(line.attempt, line.message) for line in lines]
     assert [message for attempt, message in again if attempt == 2] == ["line 1", "line 2", "line 3"]  # it ran again

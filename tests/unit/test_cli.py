@@ -49,6 +49,17 @@ def test_version(tmp_path: Path, arguments: list[str]) -> None:
     assert (result.returncode, result.stdout) == (0, f"miniflow {__version__}\n")
 
 
+def test_an_option_before_a_command_that_has_none_such_is_refused(tmp_path: Path) -> None:
+    for arguments in (
+        ["--url", "http://127.0.0.1:1", "version"],
+        ["--url", "http://127.0.0.1:1"],
+        ["--colour", "jobs"],
+    ):
+        result = miniflow(*arguments, cwd=tmp_path)
+        assert result.returncode == 2, arguments
+        assert f"No such option '{arguments[0]}'" in result.stderr
+
+
 def test_version_does_not_wait_for_the_server_to_be_imported(tmp_path: Path) -> None:
     code = "import sys, miniflow.cli; print(*sys.modules)"
     done = subprocess.run(
