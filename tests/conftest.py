@@ -8,7 +8,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from tests import effort
 from tests.engines import Engines
+
+effort.register()
 
 
 def pytest_report_header() -> str:

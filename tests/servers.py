@@ -26,7 +26,8 @@ READY_LINE = re.compile(r"^MiniFlow \S+ is ready: (http://\S+)$", re.MULTILINE)
 
 def environment(**more: str) -> dict[str, str]:
     """What a subprocess gets: this checkout's miniflow, and no settings from around the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MINIFLOW_")}
+    dropped = ("MINIFLOW_", "PYTHONDONTWRITEBYTECODE")  # compiled once, not by each of a few hundred processes
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1", **more}
 
 

@@ -15,11 +15,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from miniflow.web.described import OPERATIONS
 from tests.api import TASKS, end_of, submit
+from tests.effort import examples
 from tests.invariants import check_invariants
 from tests.servers import Server
 
-EXAMPLES = 10
-"""Requests of each kind for each operation. To look harder, raise it."""
+EXAMPLES = examples(4, thorough=20)
+"""Requests of each kind for each operation."""
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from miniflow.model import Ending
 from miniflow.recovery import CRASHES_MAX
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.writer import Operation, ThreadWaiter
+from tests.effort import examples
 from tests.engines import Engines, FakeClock, new_job, rows, submit_all, verb
 from tests.invariants import acknowledged_all_there, all_ended, check_invariants
 
@@ -409,7 +410,7 @@ class JobsMachine(RuleBasedStateMachine):
 
 
 JobsMachine.TestCase.settings = settings(
-    max_examples=80,
+    max_examples=examples(25, thorough=100),
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
