@@ -422,8 +422,17 @@ TRANSITIONS = "SELECT from_state, to_state, needs_lease FROM transitions ORDER B
 
 # Of a file whose server has stopped: these walk all jobs.
 JOBS_BY_TASK_AND_STATE = "SELECT task, state, count(*), sum(attempt), max(completed_at) FROM jobs GROUP BY task, state"
-# Milliseconds from accepted to begun, and how many jobs waited so long; of those accepted in [?1, ?2) and begun once.
+# Milliseconds from accepted to begun, and how many jobs waited so long; of those accepted in [?1, ?2) that were begun once and
+# waited for no other job.
 WAITS_OF_FIRST_ATTEMPTS = """
 SELECT max(started_at - created_at, 0), count(*) FROM jobs
-WHERE attempt = 1 AND started_at IS NOT NULL AND created_at >= ?1 AND created_at < ?2 GROUP BY 1
+WHERE attempt = 1 AND started_at IS NOT NULL AND created_at >= ?1 AND created_at < ?2
+  AND NOT EXISTS (SELECT 1 FROM edges WHERE child = jobs.seq) GROUP BY 1
+"""
+# Milliseconds from accepted to completed of the last steps of chains, and how many took so long; of those accepted in [?1, ?2).
+TIMES_OF_CHAINS = """
+SELECT max(completed_at - created_at, 0), count(*) FROM jobs
+WHERE state = 'completed' AND created_at >= ?1 AND created_at < ?2
+  AND EXISTS (SELECT 1 FROM edges WHERE child = jobs.seq) AND NOT EXISTS (SELECT 1 FROM edges WHERE parent = jobs.seq)
+GROUP BY 1
 """

@@ -43,7 +43,12 @@ def _profiles(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     metavar="WORD",
     help="the jobs: noop (do nothing) or work (wait some ms)",
 )
-@click.option("--jobs", type=click.IntRange(1, 10_000_000), metavar="N", help="how many, as fast as they are taken")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 10_000_000),
+    metavar="N",
+    help="how many, as fast as they are taken; of workflow: workflows",
+)
 @click.option(
     "--concurrency", type=click.IntRange(1, 1_000), metavar="N", help="connections, one submit at a time on each"
 )
@@ -79,6 +84,7 @@ def bench(part: str | None, arguments: tuple[str, ...], **options: Any) -> None:
       soak      a steady rate for --duration: do memory and file grow as expected
       stress    a rate that rises by steps until it is too much
       flaky     every 5th job fails half the time: do 12.5 % of those die
+      workflow  jobs of three steps, each waits for the one before it
 
     \b
     Examples:

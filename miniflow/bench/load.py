@@ -307,9 +307,12 @@ def http_request(method: str, url: str, body: bytes = b"", token: str = "") -> b
 
 
 def job_id(answer: bytes, body_at: int) -> str:
-    """The id in the answer to a submit."""
-    at = answer.find(b'"id":"', body_at) + 6
-    return answer[at : answer.find(b'"', at)].decode()
+    """The id in the answer to a submit; of several, the last."""
+    at = answer.find(b'"id":"', body_at)
+    if at >= 0:
+        return answer[at + 6 : answer.find(b'"', at + 6)].decode()
+    end = answer.rfind(b'"', body_at, answer.find(b"]", body_at))
+    return answer[answer.rfind(b'"', body_at, end) + 1 : end].decode()
 
 
 # --------------------------------------------------------------------------------------------------------------- the process

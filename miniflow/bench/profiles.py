@@ -28,6 +28,18 @@ class Mix(msgspec.Struct, frozen=True):
     says: str
     mean_wait_ms: float = 0.0
     """How long a job's task waits, on average; 0: it does nothing."""
+    chained: bool = False
+    """The jobs are the steps of one workflow: submitted together, each begins when the one before it has ended."""
+
+    @property
+    def jobs_each(self) -> int:
+        """How many jobs a request makes."""
+        return len(self.jobs) if self.chained else 1
+
+    @property
+    def path(self) -> str:
+        """Where the requests go."""
+        return "/api/v1/jobs/batch" if self.chained else "/api/v1/jobs"
 
     @property
     def tasks(self) -> list[str]:
@@ -35,7 +47,11 @@ class Mix(msgspec.Struct, frozen=True):
 
     def plan_parts(self, queue: str | None) -> tuple[list[str], list[int]]:
         """Bodies, each once, and the pattern they are sent in."""
-        texts = [msgspec.json.encode(job | ({"queue": queue} if queue else {})).decode() for job in self.jobs]
+        jobs = [job | ({"queue": queue} if queue else {}) for job in self.jobs]
+        if self.chained:
+            steps = [job | ({"depends_on": [place - 1]} if place else {}) for place, job in enumerate(jobs)]
+            return [msgspec.json.encode(steps).decode()], [0]
+        texts = [msgspec.json.encode(job).decode() for job in jobs]
         bodies = list(dict.fromkeys(texts))
         return bodies, [bodies.index(text) for text in texts]
 
@@ -73,6 +89,21 @@ FLAKY = Mix(
 )
 MIXES = {mix.name: mix for mix in (NOOP, WORK, FLAKY)}
 
+STEPS = (_WORK[3], _WORK[1], _WORK[2])
+CHAINS = {
+    "work": Mix(
+        "work",
+        STEPS,
+        "workflows of three steps, transform, compute and notify; their tasks wait 2 to 24 ms",
+        (10 + 14.5 + 6.5) / 3,
+        chained=True,
+    ),
+    "noop": Mix(
+        "noop", NOOP.jobs * 3, "workflows of three steps that do nothing, to see the engine alone", chained=True
+    ),
+}
+"""What the mixes are where the jobs are steps of workflows."""
+
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of load. With a rate it is an open loop of so many requests a second, without one a closed loop."""
@@ -93,7 +124,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     concurrency: int
     jobs: int | None = None
-    """Of the closed loop."""
+    """Of the closed loop; of "workflow", how many workflows."""
     rate: float | None = None
     """Requests a second of the open loop (stress: of the first step; spike: outside the spike)."""
     duration: float | None = None
@@ -131,6 +162,10 @@ PROFILES = {
         Profile(
             name="flaky", says="every 5th job fails half the time: do 12.5 % of those become dead letters, and is nothing lost",
             mix="flaky", workers=10, concurrency=200, jobs=20_000,
+        ),
+        Profile(
+            name="workflow", says="jobs of three steps, each waiting for the one before: how many whole ones a second",
+            mix="work", workers=10, concurrency=150, jobs=3_000,
         ),
     )
 }  # fmt: skip
@@ -176,6 +211,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         bodies, pattern = self.mix.plan_parts(queue)
         return Plan(
             url=url,
+            path=self.mix.path,
             token=token,
             bodies=bodies,
             pattern=pattern,
@@ -197,8 +233,6 @@ def rounded_rate(rate: float) -> int:
 
 def setup(name: str, **asked: Any) -> Setup:
     """The profile ``name`` with what was asked for. Unusable if there is none, or it has no use for what was asked for."""
-    if name == "workflow":
-        raise Unusable("this version of MiniFlow has no workflows, so there is nothing to measure")
     if name not in PROFILES:
         raise Unusable(f"--profile: {name!r} is none; there are {', '.join(PROFILES)}")
     profile = PROFILES[name]
@@ -212,4 +246,5 @@ def setup(name: str, **asked: Any) -> Setup:
         values[field] = value
     if name == "flaky" and values["mix"] != "flaky":
         raise Unusable("--mix cannot be given with --profile flaky: its jobs are what it is about")
-    return Setup(profile=name, **{**values, "mix": MIXES[values["mix"]]})
+    mixes = CHAINS if name == "workflow" else MIXES
+    return Setup(profile=name, **{**values, "mix": mixes[values["mix"]]})

@@ -53,9 +53,13 @@ def _results(result: Result) -> list[str]:
         f"Success:     {sums['accepted']}",
         f"Failed:      {sums['failed']}",
         f"Retries:     {sums['repeats']}",
-        f"Throughput:  {(result.throughput or 0) * 60:.0f} jobs/min accepted",
+        f"Throughput:  {(result.submitted or 0) * 60:.0f} {_units(result)}/min accepted",
         f"Avg Latency: {_ms(latency.mean_ms)} ms a submit",
     ]
+
+
+def _units(result: Result) -> str:
+    return "workflows" if result.setup.mix.chained else "jobs"
 
 
 def _what(main: list[PhaseResult]) -> str:
@@ -116,7 +120,7 @@ def _jobs(result: Result) -> list[str]:
         found.append(f"{'failures':<12}{failures} of {sums['sent']:,} submits")
     states = ", ".join(f"{n:,} {state}" for state, n in sorted(result.states.items()))
     found.append(f"{'in the file' if result.server else 'there are':<12}{states or 'no jobs'}")
-    found.append(f"{'lost':<12}{result.lost:,} of {sums['accepted']:,} accepted")
+    found.append(f"{'lost':<12}{result.lost:,} of {result.jobs_accepted:,} accepted")
     if result.failed_attempts:
         found.append(f"{'attempts':<12}{result.failed_attempts:,} failed")
     return [line for text in found for line in _wrapped(text[:12], text[12:])] + _by_profile(result)
@@ -132,6 +136,11 @@ def _by_profile(result: Result) -> list[str]:
             f" (12.5 %); {flaky.sigmas:+.2f} σ, {verdict} 3 σ"
         )
         found += _wrapped(f"{'flaky':<12}", text)
+    if result.setup.mix.chained:
+        figures, whole = result.figures(), result.whole
+        times = ", ".join(f"{_ms(whole.percentile_ms(percent))} ms at p{percent}" for percent in (50, 95, 99))
+        text = f"{figures['workflows'] or 0:,.0f}/s to their end; from accepted to the end of the last step {times}"
+        found += _wrapped(f"{'workflows':<12}", text)
     if result.setup.profile == "spike":
         text = (
             "not seen"

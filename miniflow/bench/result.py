@@ -30,6 +30,8 @@ class PhaseResult(msgspec.Struct, kw_only=True):
     """From the first request until no job was left, where that was waited for."""
     wait: Durations = msgspec.field(default_factory=Durations)
     """From accepted to begun, of jobs that were begun once."""
+    whole: Durations = msgspec.field(default_factory=Durations)
+    """From accepted to the end of the last step, of workflows that completed."""
 
     @property
     def is_open(self) -> bool:
@@ -101,6 +103,15 @@ class Result(msgspec.Struct, kw_only=True):
     def wait(self) -> Durations:
         return sum((one.wait for one in self.timed), Durations())
 
+    @property
+    def whole(self) -> Durations:
+        return sum((one.whole for one in self.timed), Durations())
+
+    @property
+    def jobs_accepted(self) -> int:
+        """A submit of a workflow is one of several jobs."""
+        return self.sums()["accepted"] * self.setup.mix.jobs_each
+
     def sums(self, phases: list[PhaseResult] | None = None) -> dict[str, int]:
         outcomes = [one.outcome for one in (self.phases if phases is None else phases)]
         return {
@@ -114,11 +125,16 @@ class Result(msgspec.Struct, kw_only=True):
     @property
     def lost(self) -> int:
         """Accepted, and not there."""
-        return max(self.sums()["accepted"] - self.found, 0)
+        return max(self.jobs_accepted - self.found, 0)
 
     @property
     def throughput(self) -> float | None:
         """Accepted jobs a second, in the main phases."""
+        return None if self.submitted is None else self.submitted * self.setup.mix.jobs_each
+
+    @property
+    def submitted(self) -> float | None:
+        """Accepted submits a second, in the main phases."""
         seconds = sum(one.outcome.seconds for one in self.main)
         return self.sums(self.main)["accepted"] / seconds if seconds else None
 
@@ -132,7 +148,8 @@ class Result(msgspec.Struct, kw_only=True):
     @property
     def processed(self) -> float | None:
         """Jobs that came to their end a second, over that time."""
-        return self.sums(self.main)["accepted"] / self.terminal_s if self.terminal_s else None
+        jobs = self.sums(self.main)["accepted"] * self.setup.mix.jobs_each
+        return jobs / self.terminal_s if self.terminal_s else None
 
     @property
     def as_asked(self) -> bool:
@@ -173,6 +190,9 @@ class Result(msgspec.Struct, kw_only=True):
             "recovery": None if self.recovery_s is None else self.recovery_s * 1000,
             "sustained": self.sustained,
         }
+        if self.setup.mix.chained:
+            found["workflows"] = None if self.processed is None else self.processed / self.setup.mix.jobs_each
+            found |= {f"workflow_p{percent}": self.whole.percentile_ms(percent) for percent in (50, 95, 99)}
         if self.server is not None:
             found |= {
                 "memory": self.server.memory_max,
@@ -188,10 +208,11 @@ class Result(msgspec.Struct, kw_only=True):
         calibration = self.calibration
         if calibration is None:
             return {}
+        submitted = None if self.as_asked else self.submitted
         accepted, processed = (None, None) if self.as_asked else (self.throughput, self.processed)
         waits = bool(self.setup.mix.mean_wait_ms)  # then it is the tasks that take the time
         return {
-            "of_empty_route": _percent(accepted, calibration.empty_route_per_s),
+            "of_empty_route": _percent(submitted, calibration.empty_route_per_s),
             "of_bulk_insert": _percent(accepted, calibration.bulk_insert_per_s),
             "of_raw_claims": _percent(None if waits else processed, calibration.claim_and_complete_per_s),
             "commit": calibration.commit_ms,
@@ -247,6 +268,8 @@ def measured_figures(setup: Setup, *, own_server: bool, calibrate: bool) -> list
         "wait_p95",
     ]
     names += ["dead"]
+    if setup.mix.chained:
+        names += ["workflows", "workflow_p50", "workflow_p95", "workflow_p99"]
     names += {"flaky": ["sigma"], "spike": ["recovery"], "stress": ["sustained"]}.get(setup.profile, [])
     if own_server:
         names += ["memory", "cpu", "file", "wal"] + (["memory_growth"] if setup.profile == "soak" else [])
@@ -279,6 +302,7 @@ def _phase_json(one: PhaseResult) -> dict[str, Any]:
         "latency_ms": {name: _short(value) for name, value in latency_figures(outcome.latency).items()},
         "sent_late_ms": {"p50": outcome.late.percentile_ms(50), "p99": outcome.late.percentile_ms(99)},
         "wait_ms": {name: one.wait.percentile_ms(percent) for name, percent in (("p50", 50), ("p95", 95))},
+        "workflow_ms": latency_figures(one.whole) if one.whole.n else None,
         "jobs_left": one.left,
         "all_ended_s": _short(one.all_ended_s),
         "load_generator_cpu_s": _short(outcome.cpu_s),

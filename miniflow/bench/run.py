@@ -260,6 +260,9 @@ class Bench:
             for one, begin, end in zip(result.phases, bounds, bounds[1:], strict=False):
                 waits: list[Any] = reader.execute(sql.WAITS_OF_FIRST_ATTEMPTS, (begin, end)).fetchall()
                 one.wait = Durations.of_counts((ms * 1000, n) for ms, n in waits)
+                if self._setup.mix.chained:
+                    times: list[Any] = reader.execute(sql.TIMES_OF_CHAINS, (begin, end)).fetchall()
+                    one.whole = Durations.of_counts((ms * 1000, n) for ms, n in times)
         finally:
             reader.close()
         for _, state, n, _, _ in rows:
@@ -283,7 +286,7 @@ class Bench:
         result.states = self._watch.by_state()
         result.found = sum(result.states.values())
         for one in result.phases:
-            one.wait = self._watch.wait_of(one.outcome.ids)
+            one.wait, one.whole = self._watch.times_of(one.outcome.ids)
         self._judge_flaky(result.states.get("dead_letter", 0))
 
     def _judge_flaky(self, dead: int) -> None:
@@ -300,7 +303,7 @@ class Bench:
         result = self._result
         sums, flaky = result.sums(), result.flaky
         if result.lost:
-            result.problems.append(f"{result.lost:,} of {sums['accepted']:,} accepted jobs are not in the file")
+            result.problems.append(f"{result.lost:,} of {result.jobs_accepted:,} accepted jobs are not in the file")
         if flaky is not None and not flaky.plausible:
             result.problems.append(
                 f"{flaky.found:,} dead letters are {abs(flaky.sigmas):.1f} standard deviations from {flaky.expected:,.0f}"

@@ -91,15 +91,19 @@ class Watch:
         """The bench's jobs, in each state that has some."""
         return {state: n for state, n in self._since_begin().items() if n}
 
-    def wait_of(self, job_ids: list[str]) -> Durations:
-        """How long these jobs waited to be begun; only those that were begun once."""
-        waits = []
+    def times_of(self, job_ids: list[str]) -> tuple[Durations, Durations]:
+        """How long these jobs waited to be begun, only those that were begun once; and how long the workflows took that these
+        are the last steps of. Of a workflow it is the first step whose wait counts."""
+        waits, whole = [], []
         for job_id in job_ids:
             job = self.get(f"/api/v1/jobs/{job_id}")
+            if job.get("depends_on") and job["status"] == State.COMPLETED:
+                whole.append(_microseconds(job, "created_at", "completed_at"))
+            while job.get("depends_on"):
+                job = self.get(f"/api/v1/jobs/{job['depends_on'][0]}")
             if job["attempt"] == 1 and "started_at" in job:
-                begun, made = (dt.datetime.fromisoformat(job[name]) for name in ("started_at", "created_at"))
-                waits.append((begun - made).total_seconds() * 1e6)
-        return Durations.of(waits)
+                waits.append(_microseconds(job, "created_at", "started_at"))
+        return Durations.of(waits), Durations.of(whole)
 
     def _look(self) -> Look:
         counts = self._since_begin()
@@ -121,6 +125,11 @@ class Watch:
         """The jobs of the queue by state; none of a queue that is not there yet."""
         queue = self.get(f"/api/v1/queues/{self._queue}", missing={})
         return {state.value: int(queue.get(state.value, 0)) for state in State}
+
+
+def _microseconds(job: dict[str, Any], since: str, until: str) -> float:
+    begin, end = (dt.datetime.fromisoformat(job[name]) for name in (since, until))
+    return (end - begin).total_seconds() * 1e6
 
 
 def size_mb(path: str | Path) -> float:

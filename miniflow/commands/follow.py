@@ -29,20 +29,21 @@ def follow(session: Session, job: Job) -> Job:
         sources = (client.logs(job, follow=True), client.events(job))
         for source in sources:
             threading.Thread(target=_pump, args=(source, happenings), daemon=True).start()
-        last, left = job, len(sources)
+        failures, left = Failures(session), len(sources)
         while left:
             match _next(happenings):
                 case LogLine() as line:
                     session.err.print(log_line(line, to_terminal=session.err.is_terminal), soft_wrap=True)
                 case Event(job=changed):
-                    _tell(session, last, changed)
+                    failures.tell(changed)
                     _show(bar, changed)
-                    last = changed
                 case BaseException() as error:
                     raise error
                 case _:
                     left -= 1
-    return client.wait(job)
+    ended = client.wait(job)
+    failures.tell(ended)
+    return ended
 
 
 def _pump(source: Iterable[object], happenings: queue.SimpleQueue[Any]) -> None:
@@ -60,13 +61,30 @@ def _next(happenings: queue.SimpleQueue[Any]) -> Any:
             return happenings.get(timeout=_LOOK_S)
 
 
-def _tell(session: Session, before: Job, job: Job) -> None:
-    """A line for what the log does not say: an attempt that failed, and when the next one comes."""
-    if job.status == State.RETRYING and (job.status, job.attempt) != (before.status, before.attempt):
-        error = words.one_line(job.last_error or "")
-        session.note(
-            f"attempt {words.attempts(job)} failed: {error}; the next one {words.until(job.scheduled_at, words.now())}"
-        )
+class Failures:
+    """A line for what the log does not say: an attempt that failed, and when the next one comes.
+
+    Events show the newest state of a job and may leave out what was for a moment only; so a failure that was not seen as it came
+    is looked up once the job is further.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._told = 0
+
+    def tell(self, job: Job) -> None:
+        """Of the attempts before the job's state now, those that were not told of."""
+        if job.attempt > self._told + 1:
+            for one in self._session.client.attempts(job):
+                if self._told < one.attempt < job.attempt:
+                    self._note(job, one.attempt, one.error or one.outcome)
+        if job.status == State.RETRYING and job.attempt > self._told:
+            following = f"; the next one {words.until(job.scheduled_at, words.now())}"
+            self._note(job, job.attempt, job.last_error or "", following)
+
+    def _note(self, job: Job, number: int, error: str, following: str = "") -> None:
+        self._told = number
+        self._session.note(f"attempt {words.attempts(job, number)} failed: {words.one_line(error)}{following}")
 
 
 @contextlib.contextmanager

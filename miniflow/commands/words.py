@@ -128,12 +128,13 @@ def ran(job: Job, at: dt.datetime) -> str:
 # ------------------------------------------------------------------------------------------------------------------- a job
 
 
-def attempts(job: Job) -> str:
-    """``2 of 4``; ``none of 4 yet``."""
+def attempts(job: Job, number: int | None = None) -> str:
+    """``2 of 4``; ``none of 4 yet``. ``number`` is another attempt than the last."""
     allowed = 1 + job.max_retries
-    if job.attempt == 0:
+    shown = job.attempt if number is None else number
+    if shown == 0:
         return f"none of {allowed} yet"
-    return f"{job.attempt} of {allowed}" if job.attempt <= allowed else str(job.attempt)
+    return f"{shown} of {allowed}" if shown <= allowed else str(shown)
 
 
 def progress(job: Job) -> str:

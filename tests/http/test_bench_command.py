@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -50,14 +51,38 @@ def test_a_server_that_runs_already(tmp_path: Path) -> None:
                 client.post("/api/v1/jobs", json={"task": "noop", "queue": "bench"}).raise_for_status()
         done = miniflow("bench", *SHORT, "--mix=noop", "--assert=lost=0", f"--url={server.url}", cwd=tmp_path)
         refused = miniflow("bench", *SHORT, f"--url={server.url}", cwd=tmp_path)
+        chains = ("--profile=workflow", "--mix=noop", "--jobs=40", "--assert=lost=0,workflows>0/s,workflow_p99<1min")
+        workflows = miniflow("bench", *chains, "--json", f"--url={server.url}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "there are 350 completed" in text
     assert "memory, processor, file size and calibration cannot be measured" in text
     assert done.stdout.endswith("✓ lost=0 holds: lost is 0\n")
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert workflows.returncode == 0, workflows.stderr
+    found = json.loads(workflows.stdout)
+    assert (found["submits"]["accepted"], found["jobs"]["found"], found["jobs"]["states"]) == (
+        40,
+        120,
+        {"completed": 120},
+    )
+    (rush,) = found["phases"]
+    assert 0 <= rush["wait_ms"]["p50"] <= rush["workflow_ms"]["p50"] <= rush["workflow_ms"]["max"]
     assert refused.returncode == 2
     assert "has no task compute, default, notify, transform; `miniflow init` writes the sample tasks" in refused.stderr
+
+
+def test_workflows_are_counted_whole_and_by_their_steps(tmp_path: Path) -> None:
+    chains = ("--profile=workflow", "--jobs=30", "--workers=30", "--no-calibrate", "--assert=lost=0,workflow_p50<1min")
+    done = miniflow("bench", *chains, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Success: 30 " in text
+    assert "workflows/min accepted" in text
+    assert "in the file 90 completed lost 0 of 90 accepted" in text
+    assert re.search(
+        r"workflows [\d,]+/s to their end; from accepted to the end of the last step [\d.,]+ ms at p50", text
+    )
 
 
 def test_no_server(tmp_path: Path) -> None:
@@ -69,7 +94,7 @@ def test_no_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--profile=workflow"], "this version of MiniFlow has no workflows"),
+        (["--profile=workflow", "--rate=5"], "--rate means nothing to the profile workflow"),
         (["--profile=spike", "--jobs=5"], "--jobs means nothing to the profile spike"),
         (["--assert=p95<50"], "p95 takes us or ms or s or min"),
         (["--assert=memory<1GB", "--url=http://127.0.0.1:1"], "memory is not measured"),

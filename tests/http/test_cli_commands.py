@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,9 +17,12 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from miniflow.cli import cli
 from miniflow.commands import exits
+from miniflow.commands.follow import Failures
+from miniflow.commands.session import Session
 from tests.api import SAMPLES, TASKS, end_of, get, submit, wait_for_status
 from tests.invariants import check_invariants
 from tests.servers import ROOT, Server, environment, miniflow
@@ -146,6 +150,18 @@ def test_submit_wait_shows_an_attempt_that_failed_and_what_came_next(run: Run) -
     assert re.search(r"attempt 1 of 2 failed: .*nobody answered", done.stderr)
     assert "attempt 2, part 0" in done.stderr
     assert "completed" in done.stderr
+
+
+def test_a_failed_attempt_that_no_event_showed_is_told_when_the_job_is_further(run: Run, server: Server) -> None:
+    """Events have the newest state: a retry that comes at once may leave nothing to see of what was before."""
+    (job,) = documents(run("submit", "report", "parts=1", "fail_first=true", "--wait", "--json"))
+    session = Session(server.url, None, json=False)
+    session.err = Console(file=(told := io.StringIO()), width=200)
+    failures = Failures(session)
+    with session.client as client:
+        failures.tell(client.get(job["id"]))
+        failures.tell(client.get(job["id"]))
+    assert re.findall(r"attempt (\d) of 2 failed: .*nobody answered$", told.getvalue(), re.MULTILINE) == ["1"]
 
 
 def test_submit_wait_of_a_job_that_fails(run: Run) -> None:

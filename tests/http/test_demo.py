@@ -32,8 +32,10 @@ def test_once(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
     said = result.stdout
     assert said.splitlines()[-1] == "6 jobs: 6 completed, 1 retried"
+    # On a busy machine it is seen how it waits for a worker again, between the two attempts.
     states = re.findall(r"^ *[\d.]+ s +call_supplier +(queued|running|retrying|completed)\b", said, re.MULTILINE)
-    assert states == ["queued", "running", "retrying", "running", "completed"]
+    assert [one for one in states[1:] if one != "queued"] == ["running", "retrying", "running", "completed"]
+    assert states[0] == "queued"
     assert "HELLO MINI WORKFLOW ENGINE" in said
     assert "monthly_report  log" in said
     assert "curl http://127.0.0.1:" in said

@@ -71,7 +71,7 @@ def test_what_is_asked_for_replaces_the_defaults(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "complaint"),
     [
-        ("workflow", {}, "this version of MiniFlow has no workflows"),
+        ("workflow", {"rate": 5}, "--rate means nothing to the profile workflow; it has --jobs"),
         ("load", {}, "'load' is none; there are smoke, baseline"),
         ("spike", {"jobs": 5}, "--jobs means nothing to the profile spike; it has --rate, --duration"),
         ("flaky", {"rate": 5}, "--rate means nothing to the profile flaky; it has --jobs"),
@@ -82,6 +82,16 @@ def test_what_means_nothing_to_a_profile_is_refused(name: str, asked: dict[str, 
     with pytest.raises(Unusable) as caught:
         setup(name, **asked)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("mix", "tasks"), [("work", ["transform", "compute", "notify"]), ("noop", ["noop"] * 3)])
+def test_a_workflow_is_one_request_with_three_steps_each_after_the_one_before(mix: str, tasks: list[str]) -> None:
+    made = setup("workflow", mix=mix)
+    plan = made.plan(made.phases()[0], url="http://x", token="", queue="bench", samples=500)
+    assert (plan.path, plan.requests, plan.pattern) == ("/api/v1/jobs/batch", 3_000, [0])
+    steps = json.loads(plan.bodies[0])
+    assert [(step["task"], step["queue"]) for step in steps] == [(task, "bench") for task in tasks]
+    assert [step.get("depends_on") for step in steps] == [None, [0], [1]]
 
 
 def test_samples_are_spread_over_the_phase() -> None:
