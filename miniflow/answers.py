@@ -53,6 +53,9 @@ class Job(Answer):
     meta: dict[str, Any] = {}
     description: str | None = None
     timeout: float | None = None
+    heartbeat: float | None = None
+    on_stall: str | None = None
+    stalled_at: dt.datetime | None = None
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None
     scheduled_at: dt.datetime | None = None
@@ -146,6 +149,8 @@ class TaskInfo(Answer):
     max_retries: int | None = None
     timeout: float | None = None
     ttl: float | None = None
+    heartbeat: float | None = None
+    on_stall: str | None = None
     retry: Any = None
     module: str | None = None
     file: str | None = None
@@ -163,6 +168,8 @@ class WorkerInfo(Answer):
     attempt: int | None = None
     started_at: dt.datetime | None = None
     running_for: float | None = None
+    silent_for: float | None = None
+    stalled: bool = False
 
 
 class Hour(Answer):

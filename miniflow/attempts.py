@@ -20,6 +20,7 @@ from miniflow.errors import JobInterrupted
 
 if TYPE_CHECKING:
     from miniflow.joblog import JobLog
+    from miniflow.progress import Report
 
 
 class Claimed(NamedTuple):
@@ -63,9 +64,15 @@ class Attempt:
         "claimed",
         "deadline_boot_ms",
         "finished",
+        "heard",
+        "heartbeat_ms",
         "log",
         "marked",
         "number",
+        "on_stall",
+        "progress",
+        "silent_ms",
+        "stalled",
         "started_at",
         "worker_id",
     )
@@ -79,6 +86,14 @@ class Attempt:
         self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
         self.finished = False
         self.log: JobLog | None = None  # once it has something to say
+        self.progress: Report | None = None  # once it has said how far it is
+        self.heartbeat_ms: int | None = (
+            None  # silent for longer than this it is stalled; None: it may be as silent as it likes
+        )
+        self.on_stall = ""  # what happens then
+        self.heard = False  # said something since the last look
+        self.silent_ms = 0  # as of the last look
+        self.stalled = False
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
@@ -93,6 +108,10 @@ class Attempt:
     def pending(self) -> JobInterrupted | None:
         """What the body was interrupted with; it may not have noticed yet."""
         return self._pending
+
+    def beat(self) -> None:
+        """The job has given a sign of life."""
+        self.heard = True
 
     # ------------------------------------------------------------------------------------------------ the body's thread
 

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from miniflow.payload import bind_signature
-from miniflow.registry import RetryOption, Seconds, TaskSpec, active, retry_policy, seconds, source_file, submit_call
+from miniflow.registry import (
+    OnStall,
+    RetryOption,
+    Seconds,
+    TaskSpec,
+    active,
+    retry_policy,
+    seconds,
+    source_file,
+    submit_call,
+)
 from miniflow.retry import RetryPolicy
 
 
@@ -30,7 +40,7 @@ class BaseJob:
 
     Annotated attributes are the payload's fields, typed, with their defaults. A class without annotations takes any keywords.
     Either way they are attributes when ``_perform`` runs. ``queue``, ``priority``, ``timeout``, ``max_retries`` and ``retry``
-    set on the class are its options. What ``_perform`` returns is stored as text.
+    (and ``heartbeat``, ``on_stall``) set on the class are its options. What ``_perform`` returns is stored as text.
     """
 
     queue: ClassVar[str] = "default"
@@ -38,6 +48,8 @@ class BaseJob:
     timeout: ClassVar[Seconds | None] = 300
     max_retries: ClassVar[int | None] = 3
     retry: ClassVar[RetryOption | None] = RetryPolicy(intervals=(60, 300, 900))
+    heartbeat: ClassVar[Seconds | None] = None
+    on_stall: ClassVar[OnStall | None] = None
 
     spec: ClassVar[TaskSpec]
 
@@ -65,6 +77,8 @@ class BaseJob:
             timeout_s=seconds(cls.timeout, f"{where}: timeout"),
             max_retries=cls.max_retries,
             retry=retry_policy(cls.retry, f"{where}: retry"),
+            heartbeat_s=seconds(cls.heartbeat, f"{where}: heartbeat"),
+            on_stall=cls.on_stall,
             source=module_file or source_file(perform),
             as_text=True,
         )
@@ -78,7 +92,7 @@ class BaseJob:
         return Dispatched(submit_call(cls.spec, {} if queue is None else {"queue": queue}, (), fields))
 
 
-_OPTION_NAMES = frozenset({"queue", "priority", "timeout", "max_retries", "retry", "spec"})
+_OPTION_NAMES = frozenset({"queue", "priority", "timeout", "max_retries", "retry", "heartbeat", "on_stall", "spec"})
 
 
 def _fields_of(cls: type[BaseJob]) -> list[inspect.Parameter]:

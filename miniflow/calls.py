@@ -36,7 +36,8 @@ class SubmitOptions(TypedDict, total=False):
     """How a job is to be run. Durations are seconds or timedeltas; None is the same as left out.
 
     ``delay`` or ``run_at`` (with a time zone) is when; ``ttl`` how long it may wait to be begun; ``timeout`` how long an attempt
-    may take. ``retry`` is a RetryPolicy, a mapping with its fields, or a list of waits. ``depends_on`` are the jobs (Job or id)
+    may take; ``heartbeat`` how long it may be silent, and ``on_stall`` what happens then. ``retry`` is a RetryPolicy, a mapping
+    with its fields, or a list of waits. ``depends_on`` are the jobs (Job or id)
     that it waits for, in ``submit_many`` also the places of others in the list, which come before it; ``on_dependency_failure``
     says what becomes of it if one of those does not end well.
     """
@@ -57,6 +58,8 @@ class SubmitOptions(TypedDict, total=False):
     failure_ttl: float | dt.timedelta | None
     depends_on: str | Job | Sequence[str | Job | int] | None
     on_dependency_failure: Literal["cancel", "run"] | None
+    heartbeat: float | dt.timedelta | None
+    on_stall: Literal["warn", "retry", "fail"] | None
 
 
 class Filter(TypedDict, total=False):

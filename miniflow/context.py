@@ -35,16 +35,20 @@ def _progress_detached(_done: float, _total: float | None, _message: str | None)
     pass
 
 
+def _beat_detached() -> None:
+    pass
+
+
 def _never() -> JobInterrupted | None:
     return None
 
 
 class JobContext:
-    """One attempt of one job: who it is, and the four things it can say or ask."""
+    """One attempt of one job: who it is, and what it can say and ask."""
 
     __slots__ = (
-        "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id", "max_retries",
-        "meta", "payload", "queue", "request_id", "tags", "task",
+        "_beat", "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id",
+        "max_retries", "meta", "payload", "queue", "request_id", "tags", "task",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +65,7 @@ class JobContext:
         tags: Sequence[str] = (),
         write_log: WriteLog = _log_detached,
         write_progress: WriteProgress = _progress_detached,
+        beat: Callable[[], None] = _beat_detached,
         pending_interrupt: Callable[[], JobInterrupted | None] = _never,
         deadline_ms: int | None = None,
         boot_ms: Callable[[], int] | None = None,
@@ -78,6 +83,7 @@ class JobContext:
         self.deadline_ms = deadline_ms
         self._write_log = write_log
         self._write_progress = write_progress
+        self._beat = beat
         self._pending_interrupt = pending_interrupt
         self._boot_ms = boot_ms
 
@@ -106,6 +112,11 @@ class JobContext:
             if total == 0:  # an empty list to work through: nothing of nothing is all of it, and nobody divides by 0
                 done, total = 1.0, None
         self._write_progress(min(max(done, 0.0), 1.0 if total is None else total), total, message)
+
+    def heartbeat(self) -> None:
+        """Say that the job is alive, and nothing else: for work that neither logs nor reports progress for longer than the
+        job's ``heartbeat``. What a job logs, prints or reports says so too. It is cheap."""
+        self._beat()
 
     @property
     def cancelled(self) -> bool:

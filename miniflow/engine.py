@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from miniflow import capture, db, guard, registry
+from miniflow import capture, db, guard, heartbeat, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
@@ -229,6 +229,7 @@ class Engine:
         attempt = Attempt(claimed, worker_id, self.clock.now_ms())
         if claimed.timeout_ms:
             attempt.deadline_boot_ms = self.clock.boot_ms() + claimed.timeout_ms
+        heartbeat.arm(attempt)
         self.running.add(attempt)
         return attempt
 

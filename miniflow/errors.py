@@ -154,6 +154,10 @@ class BadResult(NonRetryable):
     """What a task returned is no JSON, or over the limit: another attempt would return it again."""
 
 
+class HeartbeatMissed(MiniFlowError):
+    """What being interrupted with JobStalled becomes once the body has ended: a failure like others, with retries."""
+
+
 class RetryAfter(MiniFlowError):
     """Raised by a task: run me again after ``delay_s`` seconds. Uses up one retry, as any other failure does."""
 
@@ -172,6 +176,10 @@ class JobCancelled(JobInterrupted):
 
 class JobTimeout(JobInterrupted):
     """The running job is over its ``timeout``."""
+
+
+class JobStalled(JobInterrupted):
+    """Nothing was heard of the running job for longer than its ``heartbeat``, and its policy is not to wait any more."""
 
 
 class JobReturned(JobInterrupted):

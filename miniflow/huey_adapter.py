@@ -27,7 +27,7 @@ from huey.registry import Registry as HueyRegistry
 from miniflow import context, outcome, registry
 from miniflow.attempts import Attempt
 from miniflow.clock import Clock, SystemClock, to_ms
-from miniflow.errors import InvalidRequest, MiniFlowError
+from miniflow.errors import HeartbeatMissed, InvalidRequest, MiniFlowError
 from miniflow.huey_execution import Execution, Services
 from miniflow.huey_serializer import JsonSerializer
 from miniflow.huey_storage import JobsStorage, naive_utc
@@ -333,13 +333,13 @@ class JobsHuey(Huey):
             return dict(super().build_error_result(task, exception))
         shown: BaseException = (
             exception.__cause__
-            if isinstance(exception, TaskTimeout | CancelExecution) and exception.__cause__
+            if isinstance(exception, TaskTimeout | CancelExecution | HeartbeatMissed) and exception.__cause__
             else exception
         )
         run.error_type = "JobTimeout" if isinstance(exception, TaskTimeout) else type(shown).__name__
         run.error = (
             str(exception)
-            if isinstance(exception, TaskTimeout)
+            if isinstance(exception, TaskTimeout | HeartbeatMissed)
             else f"{type(shown).__name__}: {shown}"
             if str(shown)
             else type(shown).__name__

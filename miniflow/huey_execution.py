@@ -19,8 +19,10 @@ from miniflow.attempts import Attempt
 from miniflow.clock import Clock
 from miniflow.errors import (
     BadResult,
+    HeartbeatMissed,
     JobCancelled,
     JobInterrupted,
+    JobStalled,
     JobTimeout,
     NonRetryable,
     RetryAfter,
@@ -36,7 +38,6 @@ from miniflow.notices import Notices
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
 from miniflow.states import State
-from miniflow.writer import json_text
 
 log = logging.getLogger("miniflow.worker")
 late = logging.getLogger("miniflow.task")
@@ -118,6 +119,9 @@ class Execution:
             raise BadResult(str(exc) if isinstance(exc, TooLarge) else f"the result is not JSON: {exc}") from exc
 
     def _interrupted(self, exc: JobInterrupted) -> Exception:
+        if isinstance(exc, JobStalled):
+            self.outcome, self.final = "timed_out", self.attempt.on_stall == "fail"
+            return HeartbeatMissed(str(self.attempt.pending or exc))
         if isinstance(exc, JobTimeout):
             self.outcome = "timed_out"
             timed_out: Exception = TaskTimeout(f"timed out after {(self.attempt.claimed.timeout_ms or 0) / 1000:g} s")
@@ -139,6 +143,7 @@ class Execution:
             tags=tuple(outcome.decode_json(claimed.tags)) if claimed.tags else (),
             write_log=self.write_log,
             write_progress=self.write_progress,
+            beat=attempt.beat,
             pending_interrupt=lambda: attempt.pending,
             deadline_ms=attempt.deadline_boot_ms,
             boot_ms=self.services.clock.boot_ms,
@@ -153,10 +158,8 @@ class Execution:
         return self.attempt.log or self.services.logs.open(self.attempt)
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None:
-        said = {"message": outcome.middle_out(str(message), MESSAGE_CHARS_MAX)} if message else {}
-        shown = json_text({"done": done, "total": 1.0 if total is None else total, **said})
-        claimed = self.attempt.claimed
-        self.services.jobs.writer.post(Operation("progress", (claimed.seq, claimed.lease, shown)))
+        text = outcome.middle_out(str(message), MESSAGE_CHARS_MAX) if message else None
+        self.services.jobs.progress.say(self.attempt, done, 1.0 if total is None else total, text)
 
     # -------------------------------------------------------------------------------------------------------- its end
 

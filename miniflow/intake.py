@@ -16,7 +16,7 @@ from miniflow.clock import Clock, to_ms
 from miniflow.errors import InvalidRequest, TooLarge, UnknownTask
 from miniflow.ids import uuid7
 from miniflow.model import NewJob, Waits
-from miniflow.registry import Registry, TaskSpec, valid_queue_name
+from miniflow.registry import HEARTBEAT_S_MIN, ON_STALL_DEFAULT, OnStall, Registry, TaskSpec, valid_queue_name
 from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
 from miniflow.states import State
 
@@ -56,6 +56,8 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     failure_ttl: Seconds | None = None
     depends_on: Annotated[list[Key | Place], msgspec.Meta(max_length=PARENTS_MAX)] | None = None
     on_dependency_failure: Literal["cancel", "run"] | None = None
+    heartbeat: Seconds | None = None
+    on_stall: OnStall | None = None
 
 
 class Intake:
@@ -128,6 +130,8 @@ class Intake:
             expires_at,
             request_id,
         ]
+        if s.heartbeat is not None or s.on_stall is not None:
+            _check_heartbeat(s, spec, where)
         key = s.idempotency_key
         if s.retry is None and not _has_extras(s, spec) and key is None:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
@@ -221,7 +225,7 @@ def _plain(value: Any) -> Any:
 def _has_extras(s: Submission, spec: TaskSpec) -> bool:
     return bool(
         s.tags or s.meta or s.description or spec.retry or s.result_ttl is not None or s.failure_ttl is not None
-        or spec.result_ttl_s is not None or spec.failure_ttl_s is not None
+        or spec.result_ttl_s is not None or spec.failure_ttl_s is not None or s.heartbeat is not None or spec.heartbeat_s
     )  # fmt: skip
 
 
@@ -236,7 +240,20 @@ def _options(s: Submission, spec: TaskSpec) -> str | None:
     ):
         if seconds is not None:
             options[name] = round(seconds * 1000)
+    heartbeat_s = _first(s.heartbeat, spec.heartbeat_s)
+    if heartbeat_s:
+        options["heartbeat_ms"] = round(heartbeat_s * 1000)
+        options["on_stall"] = s.on_stall or spec.on_stall or ON_STALL_DEFAULT
     return _json(options)
+
+
+def _check_heartbeat(s: Submission, spec: TaskSpec, where: str) -> None:
+    if s.heartbeat and s.heartbeat < HEARTBEAT_S_MIN:
+        raise InvalidRequest(f"{where}heartbeat", f"is {HEARTBEAT_S_MIN:g} second or more; 0 is none")
+    if s.on_stall is not None and not _first(s.heartbeat, spec.heartbeat_s):
+        raise InvalidRequest(
+            f"{where}on_stall", "needs a heartbeat: the seconds of silence after which the job is stalled"
+        )
 
 
 def _json(value: Any) -> str | None:

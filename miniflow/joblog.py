@@ -86,6 +86,10 @@ class JobLogs:
                 log = attempt.log = made
         return log
 
+    def note(self, attempt: Attempt, level: str, message: str) -> None:
+        """A line of MiniFlow's own, of an attempt that goes on. It waits for nothing, and is no sign of life."""
+        self.open(attempt).say(level, message)
+
     def last_word(self, attempt: Attempt, level: str, message: str) -> None:
         """A line of MiniFlow's own, of an attempt that has ended and whose end is not posted yet."""
         self.open(attempt).say_last(level, message)
@@ -220,6 +224,7 @@ class JobLog:
         while too much waits, and raises what the job is interrupted with."""
         if self._inside():
             return False
+        self._attempt.heard = True
         row, size = self._row(level, message)
         if self._size >= self._ask_at:
             self._ask()
@@ -244,6 +249,7 @@ class JobLog:
             return False
         if not text:
             return True
+        self._attempt.heard = True
         partial, thread = self._partial[stream], threading.get_ident()
         before = partial.get(thread)
         if before is not None:
@@ -267,6 +273,13 @@ class JobLog:
         if rest and took:
             partial[thread] = rest
         return took
+
+    def say(self, level: str, message: str) -> None:
+        """A line of MiniFlow's own, whatever waits; nothing if the log is closed."""
+        row, size = self._row(level, message)
+        with self._lock:
+            if not self.closed:
+                self._append(row, size)
 
     def say_last(self, level: str, message: str) -> None:
         """A line after all others, of a log that is closed or is so now."""

@@ -32,6 +32,7 @@ from miniflow.histogram import JobTimes
 from miniflow.model import Ending
 from miniflow.notices import Notices
 from miniflow.operations import Operation
+from miniflow.progress import ProgressBoard
 from miniflow.quarantine import Quarantine
 from miniflow.readahead import ReadAhead
 from miniflow.states import TERMINAL, State
@@ -74,8 +75,8 @@ class Jobs:
         self.times = JobTimes()
 
         writer.every_group(self._begin, before=True)
+        self.progress = ProgressBoard(writer, clock)  # after the marks, before the ends: those take the lease away
         Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
-        writer.handle("progress", self._write_progress)  # before the ends: those take the lease away
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
@@ -276,10 +277,6 @@ class Jobs:
     def publish(self, tx: Transaction, job_ids: Callable[[], list[str]]) -> None:
         # Whether anybody waits is asked after the commit: one who begins to wait before it would still read the old state.
         tx.on_commit(lambda: self.notices.publish(job_ids()) if self.notices.wanted else None)
-
-    def _write_progress(self, tx: Transaction, ops: list[Operation]) -> None:
-        latest = {op.argument[0]: op.argument for op in ops}
-        tx.run(sql.SET_PROGRESS_IF_RUNNING, json_text(list(latest.values())), tx.now_ms, tx.number)
 
     # ------------------------------------------------------------------------------------- verbs of people and programs
 

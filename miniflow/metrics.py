@@ -158,6 +158,7 @@ class Metrics:
             ("jobs_finished", "task", "finished", "Jobs that ended well."),
             ("jobs_failed", "task", "failed", "Jobs that failed for good, and became dead letters."),
             ("job_attempts_failed", "task", "attempts_failed", "Executions that failed or timed out, retried or not."),
+            ("jobs_stalled", "task", "stalled", "Times that a running job was silent for longer than its heartbeat."),
         ):
             family = CounterMetricFamily(name, text, labels=[label])
             for task, n in sorted(self._by_task(counter).items()):

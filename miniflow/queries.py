@@ -44,6 +44,9 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     meta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     description: str | None = None
     timeout: float | None = None
+    heartbeat: float | None = None
+    on_stall: str | None = None
+    stalled_at: str | None = None
     created_at: str
     updated_at: str
     scheduled_at: str | None = None
@@ -205,8 +208,8 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
     """The shape of a row of ``statements.JOB`` plus payload and result. In a list there is no result, not even that of None."""
     (
         _seq, changed, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at,
-        created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, _options, tags,
-        meta, progress, last_error, payload, result,
+        created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, options, tags,
+        meta, progress, last_error, stalled_at, payload, result,
     ) = row  # fmt: skip
     return Job(
         id=job_id,
@@ -230,6 +233,8 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
         meta=_raw(meta),
         description=description,
         timeout=None if timeout_ms is None else timeout_ms / 1000,
+        **_heartbeat(options),
+        stalled_at=rfc3339(stalled_at) if state == State.RUNNING else None,
         created_at=rfc3339(created_at) or "",
         updated_at=rfc3339(updated_at) or "",
         scheduled_at=rfc3339(run_at),
@@ -257,7 +262,7 @@ def job_of_new(new: NewJob, now_ms: int) -> Job:
         _,
         expires_at,
         request_id,
-        _,
+        options,
         tags,
         meta,
         description,
@@ -282,11 +287,20 @@ def job_of_new(new: NewJob, now_ms: int) -> Job:
         meta=_raw(meta),
         description=description,
         timeout=None if timeout_ms is None else timeout_ms / 1000,
+        **_heartbeat(options),
         created_at=now,
         updated_at=now,
         scheduled_at=rfc3339(run_at),
         expires_at=rfc3339(expires_at),
     )
+
+
+def _heartbeat(options: str | None) -> dict[str, Any]:
+    """The promise of a job to give signs of life, if it made one."""
+    if options is None or '"heartbeat_ms"' not in options:
+        return {}
+    found = msgspec.json.decode(options)
+    return {"heartbeat": found["heartbeat_ms"] / 1000, "on_stall": found["on_stall"]}
 
 
 def is_terminal(job: Job) -> bool:

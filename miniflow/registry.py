@@ -37,6 +37,11 @@ CLOSE_MATCHES = 3
 
 EXECUTORS = ("thread", "async")
 ExecutorName = Literal["thread", "async"]
+OnStall = Literal["warn", "retry", "fail"]
+ON_STALL: tuple[OnStall, ...] = ("warn", "retry", "fail")
+ON_STALL_DEFAULT: OnStall = "retry"
+HEARTBEAT_S_MIN = 1.0
+"""The supervisor looks a few times a second, and must not take a breath for the end."""
 Seconds = float | dt.timedelta
 RetryOption = RetryPolicy | Mapping[str, Any] | Sequence[float]
 
@@ -74,6 +79,8 @@ class TaskSpec:
     ttl_s: float | None = None
     result_ttl_s: float | None = None
     failure_ttl_s: float | None = None
+    heartbeat_s: float | None = None
+    on_stall: OnStall | None = None
     executor: ExecutorName = None  # type: ignore[assignment]  # never None after __post_init__
     description: str = ""
     source: str = ""
@@ -89,8 +96,9 @@ class TaskSpec:
         _check_integer(f"{where}: priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX)
         if self.max_retries is not None:
             _check_integer(f"{where}: max_retries", self.max_retries, 0, MAX_RETRIES_MAX)
-        for option in ("timeout", "ttl", "result_ttl", "failure_ttl"):
+        for option in ("timeout", "ttl", "result_ttl", "failure_ttl", "heartbeat"):
             seconds(getattr(self, f"{option}_s"), f"{where}: {option}")
+        _check_heartbeat(self.heartbeat_s, self.on_stall, where)
         _check_exceptions(f"{where}: no_retry_on", self.no_retry_on)
         object.__setattr__(self, "executor", _executor(self.executor, self.function, where))
         object.__setattr__(self, "description", self.description or self.binding.description.partition("\n")[0].strip())
@@ -125,6 +133,15 @@ def _check_function(function: object, where: str) -> None:
 def _check_integer(what: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{what} is a whole number from {least} to {most}, got {value!r}")
+
+
+def _check_heartbeat(heartbeat_s: float | None, on_stall: object, where: str) -> None:
+    if heartbeat_s and heartbeat_s < HEARTBEAT_S_MIN:
+        raise ValueError(f"{where}: heartbeat is {HEARTBEAT_S_MIN:g} second or more, got {heartbeat_s:g}")
+    if on_stall is not None and on_stall not in ON_STALL:
+        raise ValueError(f"{where}: on_stall {on_stall!r} is none of {', '.join(ON_STALL)}")
+    if on_stall is not None and not heartbeat_s:
+        raise ValueError(f"{where}: on_stall needs a heartbeat: the seconds of silence after which the job is stalled")
 
 
 def _check_exceptions(what: str, kinds: Sequence[Any]) -> None:
@@ -274,9 +291,9 @@ Submit = Callable[[TaskSpec, str, dict[str, Any]], str]
 
 SUBMIT_OPTIONS = (
     "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
-    "description", "depends_on", "on_dependency_failure",
+    "description", "depends_on", "on_dependency_failure", "heartbeat", "on_stall",
 )  # fmt: skip
-_DURATIONS = ("delay", "ttl", "timeout")
+_DURATIONS = ("delay", "ttl", "timeout", "heartbeat")
 
 _submit: Submit | None = None
 
@@ -368,6 +385,8 @@ def task(
     ttl: Seconds | None = ...,
     result_ttl: Seconds | None = ...,
     failure_ttl: Seconds | None = ...,
+    heartbeat: Seconds | None = ...,
+    on_stall: OnStall | None = ...,
     executor: ExecutorName | None = ...,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
@@ -386,6 +405,8 @@ def task(
     ttl: Seconds | None = None,
     result_ttl: Seconds | None = None,
     failure_ttl: Seconds | None = None,
+    heartbeat: Seconds | None = None,
+    on_stall: OnStall | None = None,
     executor: ExecutorName | None = None,
 ) -> Any:
     """Make a task of a function: ``@task``, or ``@task(queue="mail", timeout=30)``. Durations are seconds or a timedelta.
@@ -410,6 +431,8 @@ def task(
             ttl_s=seconds(ttl, f"{where}: ttl"),
             result_ttl_s=seconds(result_ttl, f"{where}: result_ttl"),
             failure_ttl_s=seconds(failure_ttl, f"{where}: failure_ttl"),
+            heartbeat_s=seconds(heartbeat, f"{where}: heartbeat"),
+            on_stall=on_stall,
             executor=typing.cast("ExecutorName", executor),
         )
         active().add(spec)

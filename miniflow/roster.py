@@ -15,7 +15,7 @@ from miniflow.clock import Clock, rfc3339
 
 class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads are there all the time, coroutines while
-    they run."""
+    they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds."""
 
     id: str
     executor: str
@@ -26,6 +26,8 @@ class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     started_at: str | None = None
     running_for: float | None = None
+    silent_for: float | None = None
+    stalled: bool = False
 
 
 class Slots(msgspec.Struct):
@@ -78,4 +80,6 @@ def _busy(attempt: Attempt, executor: str, now_ms: int) -> Worker:
         attempt=attempt.number,
         started_at=rfc3339(attempt.started_at),
         running_for=max(now_ms - attempt.started_at, 0) / 1000,
+        silent_for=None if attempt.heartbeat_ms is None else attempt.silent_ms / 1000,
+        stalled=attempt.stalled,
     )

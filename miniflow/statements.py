@@ -62,7 +62,7 @@ FROM jobs INDEXED BY jobs_leased WHERE lease = ?1
 # A mark: [seq, lease, started_at, worker_id]
 BEGIN_IF_LEASED = """
 UPDATE jobs NOT INDEXED SET state = 'running', attempt = attempt + 1, started_at = m.value ->> 2, updated_at = m.value ->> 2,
-                worker_id = m.value ->> 3, progress = NULL, changed = ?2
+                worker_id = m.value ->> 3, progress = NULL, stalled_at = NULL, changed = ?2
 FROM json_each(?1) m
 WHERE jobs.seq = m.value ->> 0 AND jobs.lease = m.value ->> 1 AND jobs.state = 'queued'
 """
@@ -117,6 +117,13 @@ SET_PROGRESS_IF_RUNNING = """
 UPDATE jobs NOT INDEXED SET progress = p.value ->> 2, updated_at = ?2, changed = ?3
 FROM json_each(?1) p
 WHERE jobs.seq = p.value ->> 0 AND jobs.lease = p.value ->> 1
+"""
+
+# A row: [seq, lease, stalled_at or null]
+SET_STALLED_IF_RUNNING = """
+UPDATE jobs NOT INDEXED SET stalled_at = s.value ->> 2, updated_at = ?2, changed = ?3
+FROM json_each(?1) s
+WHERE jobs.seq = s.value ->> 0 AND jobs.lease = s.value ->> 1 AND jobs.state = 'running'
 """
 
 # The lines of all jobs that a group has. A line: [job_seq, attempt, level, ts, message]
@@ -339,7 +346,8 @@ KV_CLEAR = "DELETE FROM kv"
 # -------------------------------------------------------------------------------------------------------------- reading
 
 JOB = """seq, changed, id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
-  started_at, completed_at, cancel_requested_at, idempotency_key, request_id, worker_id, description, options, tags, meta, progress, last_error"""
+  started_at, completed_at, cancel_requested_at, idempotency_key, request_id, worker_id, description, options, tags, meta, progress, last_error,
+  stalled_at"""
 
 JOB_BY_ID = f"""
 SELECT {JOB}, payload, result,

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from miniflow import outcome
 from miniflow.attempts import Attempt, Running
 from miniflow.clock import Clock
-from miniflow.errors import JobCancelled, JobTimeout
+from miniflow.errors import JobCancelled, JobStalled, JobTimeout
+from miniflow.heartbeat import Heartbeats
 from miniflow.huey_consumer import JobConsumer
 from miniflow.joblog import JobLogs
 from miniflow.jobs import Jobs
@@ -55,6 +56,7 @@ class Supervisor:
             clock,
         )
         self._grace_ms, self._least_ahead = grace_ms, least_ahead
+        self._heartbeats = Heartbeats(jobs.writer, logs, clock, grace_ms=grace_ms)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
         self._next_health_ms = 0
@@ -78,7 +80,9 @@ class Supervisor:
 
     def tick(self, boot_ms: int) -> None:
         """One look at all running attempts."""
-        for attempt in self._running.all():
+        attempts = self._running.all()
+        self._heartbeats.look(attempts, boot_ms)
+        for attempt in attempts:
             if attempt.abandon_at_boot_ms is not None and boot_ms >= attempt.abandon_at_boot_ms:
                 self._give_up(attempt)
             elif attempt.deadline_boot_ms is not None and boot_ms >= attempt.deadline_boot_ms:
@@ -121,12 +125,14 @@ class Supervisor:
             )
         else:
             spec = self._registry.find(claimed.task)
-            again = outcome.retries_left(attempt) > 0
+            stalled = isinstance(reason, JobStalled)
+            again = outcome.retries_left(attempt) > 0 and not (stalled and attempt.on_stall == "fail")
+            what = str(reason) if stalled else f"timed out after {(claimed.timeout_ms or 0) / 1000:g} s"
             ending = outcome.failure(
                 attempt,
                 outcome="timed_out",
-                error_type="JobTimeout",
-                error=f"timed out after {(claimed.timeout_ms or 0) / 1000:g} s; {words}",
+                error_type=type(reason).__name__,
+                error=f"{what}; {words}",
                 trace=None,
                 now_ms=self._clock.now_ms(),
                 delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,

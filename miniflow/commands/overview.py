@@ -114,6 +114,7 @@ def task_card(task: TaskInfo, width: int | None) -> list[Text]:
             ("runs", f"{runs}, queue {task.queue}"),
             ("retries", "" if task.max_retries is None else str(task.max_retries)),
             ("timeout", span(task.timeout) if task.timeout else ""),
+            ("heartbeat", words.heartbeat(task.heartbeat, task.on_stall)),
             ("from", task.file or task.module or ""),
             ("submit", words.example(task)),
         ],
@@ -160,7 +161,7 @@ def worker_list(found: list[WorkerInfo], width: int | None) -> list[Text]:
     rows = [
         (
             worker.id,
-            Text("busy", "blue") if worker.busy else Text("idle", "dim"),
+            _doing(worker),
             "" if worker.running_for is None else span(worker.running_for),
             words.plain(worker.task or ""),
             worker.job_id or "",
@@ -169,6 +170,12 @@ def worker_list(found: list[WorkerInfo], width: int | None) -> list[Text]:
         if worker.busy or worker.executor != "async"
     ]
     return table(WORKER_COLUMNS, rows, width)
+
+
+def _doing(worker: WorkerInfo) -> Text:
+    if worker.stalled:
+        return Text("stalled", "yellow")
+    return Text("busy", "blue") if worker.busy else Text("idle", "dim")
 
 
 # -------------------------------------------------------------------------------------------------------------------- info

@@ -30,6 +30,10 @@ EXAMPLE = '{"task": "add", "payload": {"a": 1}}'
 @click.option("--run-at", type=moment, metavar="TIME", help="begin at this time: 2026-01-31T12:00")
 @click.option("--ttl", type=duration, metavar="TIME", help="expire if it has not begun by then")
 @click.option("--timeout", type=duration, metavar="TIME", help="how long an attempt may take; 0: no limit")
+@click.option(
+    "--heartbeat", type=duration, metavar="TIME", help="it is stalled when it is silent for so long; 0: never"
+)
+@click.option("--on-stall", type=click.Choice(["warn", "retry", "fail"]), help="what to do with it then")
 @click.option("--max-retries", type=click.IntRange(0), metavar="N", help="attempts after the first; 0 for none")
 @click.option("--retry", metavar="TEXT", help="waits between attempts: 10,30,1m; or base=1,factor=2,max_delay=60")
 @click.option("--idempotency-key", metavar="TEXT", help="the same key makes no second job")

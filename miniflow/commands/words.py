@@ -138,13 +138,35 @@ def attempts(job: Job, number: int | None = None) -> str:
 
 
 def progress(job: Job) -> str:
-    """``3 of 10, reading`` or ``30 %, reading``; empty where the job reports none."""
+    """``3 of 10, about 2 min left, reading`` or ``30 %, reading``; empty where the job reports none."""
     found = job.progress
     if not isinstance(found, Mapping) or not isinstance(found.get("done"), int | float):
         return ""
     done, total, message = found["done"], found.get("total"), found.get("message")
-    far = f"{done:g} of {total:g}" if isinstance(total, int | float) else f"{done:.0%}".replace("%", " %")
-    return f"{far}, {one_line(str(message))}" if message else far
+    parts = [f"{done:g} of {total:g}" if isinstance(total, int | float) else f"{done:.0%}".replace("%", " %")]
+    if total == 1 and isinstance(found.get("percent"), int | float):
+        parts = [f"{found['percent']:g} %"]
+    left_s = found.get("remaining")
+    if isinstance(left_s, int | float) and left_s > 0 and job.status == State.RUNNING:
+        parts.append(f"about {coarse(max(left_s, 1))} left")
+    return ", ".join([*parts, one_line(str(message))] if message else parts)
+
+
+STALL_WORDS = {"warn": "it is only said", "retry": "it is tried again", "fail": "it fails for good"}
+
+
+def heartbeat(seconds: float | None, on_stall: str | None) -> str:
+    """``30 s; silent for longer it is stalled, and it is tried again``; empty where there is none."""
+    if not seconds:
+        return ""
+    return f"{span(seconds)}; silent for longer it is stalled, and {STALL_WORDS.get(on_stall or '', on_stall)}"
+
+
+def stalled(job: Job, at: dt.datetime) -> str:
+    """Since when the running job is stalled; empty if it is not."""
+    if job.stalled_at is None:
+        return ""
+    return f"since {when(job.stalled_at, at)}: nothing was heard of it for longer than its heartbeat"
 
 
 def _parents(ids: Sequence[str]) -> str:

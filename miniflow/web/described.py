@@ -17,7 +17,6 @@ from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
 from miniflow.roster import Slots, Worker
-from miniflow.states import State
 from miniflow.web import classic
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
 from miniflow.web.examples import (
@@ -42,6 +41,7 @@ from miniflow.web.examples import (
     SUBMITS,
     TASK,
 )
+from miniflow.web.fields import FIELDS
 from miniflow.web.jobs import BulkRequest, ReplayFilter
 from miniflow.web.system import TaskInfo
 
@@ -69,57 +69,6 @@ TAGS = {
     "health": "For whoever watches over the server.",
     "classic": "The routes of the services that MiniFlow grew out of, with their keys and names of states.",
 }
-
-TIME = {"format": "date-time"}
-FIELDS: dict[str, str | dict[str, Any]] = {
-    **{
-        f"*.{name}": TIME
-        for name in ("created_at", "updated_at", "scheduled_at", "started_at", "completed_at", "ts", "minute")
-    },
-    "Job.id": "Given by the server; sorts by the time of the submit",
-    "Job.type": "The same as `task`",
-    "Job.priority": "The higher, the earlier among those of its queue",
-    "Job.status": {"enum": [*State]},
-    "Job.payload": "Left out of lists where it is long",
-    "Job.result": "What the task returned; once it is completed, and not in lists",
-    "Job.progress": "What the task said last of how far it is",
-    "Job.attempt": "The attempt that runs, or the last one; 0 before the first",
-    "Job.max_retries": "How many attempts may follow the first",
-    "Job.crashes": "How often the process died under it",
-    "Job.last_error": "Of the last attempt that failed",
-    "Job.idempotency_key": "The job's id where none was given",
-    "Job.request_id": "The `X-Request-ID` of its submit; the job's id where none was given",
-    "Job.tags": {"type": "array", "items": {"type": "string"}},
-    "Job.meta": {"type": "object"},
-    "Job.timeout": "Seconds that an attempt may run",
-    "Job.scheduled_at": {"description": "Not to be run before then", **TIME},
-    "Job.expires_at": {"description": "Not to be begun after then", **TIME},
-    "Job.depends_on": {
-        "type": "array",
-        "items": {"type": "string"},
-        "description": "Jobs that must end before it begins; not in lists",
-    },
-    "Job.cancel_requested_at": {"description": "It was asked to stop then", **TIME},
-    "Submission.task": "The name of the task",
-    "Submission.type": "Another name for `task`; one of the two is needed",
-    "Submission.payload": "What the task takes; `GET /api/v1/tasks` has the schema",
-    "Submission.queue": "That of the task where it is left out",
-    "Submission.priority": "-1000 to 1000, or `low` (1), `medium` (6), `high` (10)",
-    "Submission.delay": "Seconds from now before which it is not run; or `run_at`",
-    "Submission.run_at": {"description": "When to run it, with a time zone; or `delay`", **TIME},
-    "Submission.ttl": "Seconds that it may wait to be begun; after that it is `expired`",
-    "Submission.timeout": "Seconds that an attempt may run; 0 is no limit",
-    "Submission.max_retries": "Attempts after the first; 3 where neither this nor the task says",
-    "Submission.retry": "The wait before a retry: a formula, or a list of seconds",
-    "Submission.idempotency_key": "As the header `Idempotency-Key`",
-    "Submission.tags": "Words to find it by",
-    "Submission.meta": "Anything of yours; kept as it is",
-    "Submission.result_ttl": "Stored, and not acted upon yet",
-    "Submission.failure_ttl": "Stored, and not acted upon yet",
-    "Submission.depends_on": "Jobs that must end before it begins: their ids, or in a batch the places of jobs before it",
-    "Submission.on_dependency_failure": "If one of those does not end well: `cancel` it too (the default), or `run` it",
-}
-"""What fields mean whose name does not say it; "*" stands for any type."""
 
 # --------------------------------------------------------------------------------------- requests, and answers without a class
 

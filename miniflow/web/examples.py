@@ -18,7 +18,10 @@ BRIEF: dict[str, Any] = {
     "completed_at": "2026-01-31T12:00:00.004Z", "updated_at": "2026-01-31T12:00:00.004Z", "change": 4711,
 }  # fmt: skip
 JOB = {**BRIEF, "result": ["Hello, Ada!"]}
-RUNNING = {**NEW, "status": "running", "attempt": 1, "cancel_requested_at": AT, "change": 4711}
+RUNNING = {
+    **NEW, "status": "running", "attempt": 1, "cancel_requested_at": AT, "change": 4711,
+    "progress": {"done": 3.0, "total": 10.0, "percent": 30.0, "message": "reading", "remaining": 7.1, "at": AT},
+}  # fmt: skip
 CANCELLED = {**NEW, "status": "cancelled", "completed_at": AT, "change": 4711}
 REQUEUED = {**NEW, "change": 4712}
 ATTEMPT = {
@@ -33,7 +36,7 @@ QUEUE = {
 }  # fmt: skip
 TASK = {
     "name": "greet", "description": "Greet somebody, more than once if need be.", "queue": "default", "priority": 0,
-    "executor": "thread", "max_retries": 5, "timeout": 900.0, "ttl": None,
+    "executor": "thread", "max_retries": 5, "timeout": 900.0, "ttl": None, "heartbeat": None, "on_stall": None,
     "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1}, "module": "greet", "file": "tasks/greet.py",
     "schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
 }  # fmt: skip
@@ -42,6 +45,7 @@ SUBMITS: dict[str, Any] = {
     "with everything": {
         "task": "greet", "payload": {"name": "Ada", "times": 2}, "queue": "default", "priority": "high", "timeout": 60,
         "max_retries": 3, "retry": {"base": 1, "factor": 2, "max_delay": 60, "jitter": 0.1}, "ttl": 3600,
+        "heartbeat": 30, "on_stall": "retry",
         "idempotency_key": "order-4711", "tags": ["readme"], "meta": {"customer": 17}, "description": "a greeting",
     },
     "in an hour": {"task": "greet", "payload": {"name": "Ada"}, "delay": 3600},

@@ -12,7 +12,7 @@ from litestar import Response, get
 
 from miniflow.errors import NotFound
 from miniflow.queries import QueueInfo
-from miniflow.registry import TaskSpec
+from miniflow.registry import ON_STALL_DEFAULT, TaskSpec
 from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
 from miniflow.web.api import AnyRequest, respond
 from miniflow.web.backend import Backend
@@ -51,7 +51,7 @@ def _with_service(backend: Backend, queue: QueueInfo) -> QueueInfo:
 
 class TaskInfo(msgspec.Struct, kw_only=True):
     """A task that can be submitted, and what holds for its jobs where a submit does not say. Times are seconds; null: no
-    limit."""
+    limit. ``heartbeat`` and ``on_stall``: silent for how long a job is stalled, and what happens then."""
 
     name: str
     description: str
@@ -61,6 +61,8 @@ class TaskInfo(msgspec.Struct, kw_only=True):
     max_retries: int
     timeout: float | None
     ttl: float | None
+    heartbeat: float | None
+    on_stall: str | None
     retry: dict[str, Any]
     module: str | None
     file: str
@@ -94,6 +96,8 @@ def _task(backend: Backend, spec: TaskSpec) -> TaskInfo:
         max_retries=DEFAULT_MAX_RETRIES if spec.max_retries is None else spec.max_retries,
         timeout=timeout_s or None,
         ttl=spec.ttl_s,
+        heartbeat=spec.heartbeat_s or None,
+        on_stall=(spec.on_stall or ON_STALL_DEFAULT) if spec.heartbeat_s else None,
         retry=msgspec.structs.asdict(spec.retry or RetryPolicy()),
         module=getattr(inspect.unwrap(spec.function), "__module__", None),
         file=spec.source,

@@ -149,7 +149,8 @@ def test_a_task_says_what_holds_for_its_jobs(client: httpx.Client, server: Serve
     schema = found.pop("schema")
     assert found == {
         "name": "report", "description": "Make a report.", "queue": "reports", "priority": 5, "executor": "thread",
-        "max_retries": 7, "timeout": 30.0, "ttl": 60.0, "file": str(server.tasks / "more.py"), "module": found["module"],
+        "max_retries": 7, "timeout": 30.0, "ttl": 60.0, "heartbeat": None, "on_stall": None,
+        "file": str(server.tasks / "more.py"), "module": found["module"],
         "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1, "intervals": [1.0, 2.0]},
     }  # fmt: skip
     assert schema["required"] == ["name"]

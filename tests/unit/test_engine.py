@@ -153,7 +153,8 @@ def test_a_job_knows_itself(engines: Engines) -> None:
 
     job = wait_for_state(engines.path, job_id, State.COMPLETED)
     assert json.loads(job.result or "") == [job_id, 1, "mail", ["x"], {"k": 1}, True]
-    assert json.loads(job.progress or "") == {"done": 3.0, "total": 10.0, "message": "busy"}
+    told = json.loads(job.progress or "")
+    assert (told["done"], told["total"], told["percent"], told["message"]) == (3.0, 10.0, 30.0, "busy")
     with closing(read(engines.path)) as connection:
         assert list(connection.execute("SELECT level, message FROM job_log")) == [("INFO", "hello")]
 

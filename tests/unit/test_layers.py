@@ -23,6 +23,7 @@ LAYERS = (
     ("attempts", "readahead", "model", "notices", "operations", "histogram", "writer", "quarantine", "readers"),
     (
         "jobs",
+        "progress",
         "minutes",
         "metrics",
         "submitting",
@@ -37,7 +38,7 @@ LAYERS = (
         "feed",
         "roster",
     ),
-    ("outcome", "capture", "joblog", "executors", "web"),
+    ("outcome", "capture", "joblog", "heartbeat", "executors", "web"),
     ("huey_storage", "huey_serializer", "huey_execution", "huey_adapter", "huey_consumer"),
     ("supervisor", "engine"),
     ("app", "logs", "answers", "exchange", "calls", "client", "async_client"),
