@@ -13,18 +13,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from miniflow.options import retry_policy, seconds, source_file
 from miniflow.payload import bind_signature
-from miniflow.registry import (
-    OnStall,
-    RetryOption,
-    Seconds,
-    TaskSpec,
-    active,
-    retry_policy,
-    seconds,
-    source_file,
-    submit_call,
-)
+from miniflow.registry import OnStall, RetryOption, Seconds, TaskSpec, active, submit_call
 from miniflow.retry import RetryPolicy
 
 

@@ -13,7 +13,6 @@ import contextvars
 import datetime as dt
 import functools
 import inspect
-import math
 import re
 import threading
 import typing
@@ -21,10 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
-import msgspec
-
 from miniflow import context
 from miniflow.errors import InvalidRequest, MiniFlowError, UnknownTask
+from miniflow.options import retry_policy, seconds, source_file
 from miniflow.payload import Binding, bind_signature
 from miniflow.retry import RetryPolicy
 
@@ -165,40 +163,6 @@ def _executor(wanted: str | None, function: Callable[..., Any], where: str) -> E
             f"{where}: executor='thread' cannot run an async def: a thread has no event loop to await it on"
         )
     return typing.cast("ExecutorName", wanted)
-
-
-def seconds(value: object, what: str) -> float | None:
-    """A duration, a number or a timedelta, as seconds; None stays None. ``what`` names it in the error."""
-    if value is None:
-        return None
-    if isinstance(value, dt.timedelta):
-        value = value.total_seconds()
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} is a number of seconds, 0 or more, or a timedelta; got {value!r}")
-    return value
-
-
-def retry_policy(value: object, what: str) -> RetryPolicy | None:
-    """A retry policy from what users write: a ``RetryPolicy``, a dict of its fields, or a list of waits in seconds."""
-    if value is None or isinstance(value, RetryPolicy):
-        return value
-    try:
-        if isinstance(value, Mapping):
-            return msgspec.convert(dict(value), RetryPolicy)
-        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-            return msgspec.convert({"intervals": list(value)}, RetryPolicy)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{what}: {error}") from error
-    raise ValueError(f"{what} is a RetryPolicy, a dict of its fields or a list of seconds, got {value!r}")
-
-
-def source_file(function: Callable[..., Any]) -> str:
-    """The file that a function was written in, as well as that can be told."""
-    inner: Any = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    return code.co_filename if code is not None else "<unknown>"
 
 
 # ---------------------------------------------------------------------------------------------------- all tasks

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
     ("errors", "states", "clock", "looplag", "ids", "retry"),
-    ("settings", "statements", "list_statements", "dependency_statements", "guard", "payload", "context"),
+    ("settings", "statements", "list_statements", "dependency_statements", "guard", "payload", "context", "options"),
     ("registry", "basejob", "loader", "db", "migrations"),
     ("attempts", "readahead", "model", "notices", "operations", "histogram", "writer", "quarantine", "readers"),
     (

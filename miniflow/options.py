@@ -1,0 +1,48 @@
+"""Options of tasks and jobs, from what users write to what the program works with."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from miniflow.retry import RetryPolicy
+
+
+def seconds(value: object, what: str) -> float | None:
+    """A duration, a number or a timedelta, as seconds; None stays None. ``what`` names it in the error."""
+    if value is None:
+        return None
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} is a number of seconds, 0 or more, or a timedelta; got {value!r}")
+    return value
+
+
+def retry_policy(value: object, what: str) -> RetryPolicy | None:
+    """A retry policy from what users write: a ``RetryPolicy``, a dict of its fields, or a list of waits in seconds."""
+    if value is None or isinstance(value, RetryPolicy):
+        return value
+    try:
+        if isinstance(value, Mapping):
+            return msgspec.convert(dict(value), RetryPolicy)
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+            return msgspec.convert({"intervals": list(value)}, RetryPolicy)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{what}: {error}") from error
+    raise ValueError(f"{what} is a RetryPolicy, a dict of its fields or a list of seconds, got {value!r}")
+
+
+def source_file(function: Callable[..., Any]) -> str:
+    """The file that a function was written in, as well as that can be told."""
+    inner: Any = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return code.co_filename if code is not None else "<unknown>"
