@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from miniflow.basejob import BaseJob
 from miniflow.context import JobContext
 from miniflow.context import current as current_job
+from miniflow.declared import schedule
 from miniflow.errors import JobCancelled, JobTimeout, NonRetryable, RetryAfter
 from miniflow.registry import Task, task
 from miniflow.retry import RetryPolicy
@@ -59,6 +60,7 @@ __all__ = [
     "Task",
     "__version__",
     "current_job",
+    "schedule",
     "task",
     # the client, and what it returns and raises
     "Client",

@@ -64,6 +64,8 @@ class Job(Answer):
     expires_at: dt.datetime | None = None
     cancel_requested_at: dt.datetime | None = None
     depends_on: tuple[str, ...] = ()
+    schedule: str | None = None
+    scheduled_for: dt.datetime | None = None
     change: int | None = None
     """Grows with every change in the file."""
 

@@ -24,6 +24,7 @@ import uvicorn
 import watchfiles
 
 from miniflow import __version__
+from miniflow.contract import Declared
 from miniflow.engine import Engine
 from miniflow.errors import SettingsError
 from miniflow.feed import Feed
@@ -32,6 +33,7 @@ from miniflow.metrics import Metrics
 from miniflow.minutes import History
 from miniflow.queries import Queries
 from miniflow.readers import Readers
+from miniflow.schedule_queries import ScheduleQueries
 from miniflow.settings import Settings
 from miniflow.web import site
 from miniflow.web.backend import Backend
@@ -57,14 +59,21 @@ class _Server(uvicorn.Server):
 class Application:
     """Opens the port and the database when it is made (SettingsError, StoreError), serves in ``run``."""
 
-    def __init__(self, settings: Settings, *, around: Callable[[Site], Site] | None = None) -> None:
-        """``around`` may wrap the ASGI application: an embedding program mounts it beside its own routes."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        around: Callable[[Site], Site] | None = None,
+        declared: Sequence[Declared] = (),
+    ) -> None:
+        """``declared`` are schedules that stand beside the settings. ``around`` may wrap the ASGI
+        application: an embedding program mounts it beside its own routes."""
         _check_exposure(settings)
         self.settings = settings
         self._around: Callable[[Site], Site] = around or (lambda site: site)
         self._socket = _listen(settings.host, settings.port)
         try:
-            self.engine = Engine(settings)
+            self.engine = Engine(settings, declared=declared)
         except BaseException:  # whatever it was, the port must not stay taken
             self._socket.close()
             raise
@@ -93,34 +102,8 @@ class Application:
         self._stopping = asyncio.Event()
         engine = self.engine
         readers = Readers(engine.database.path)
-        metrics = Metrics(
-            version=__version__,
-            clock=engine.clock,
-            writer=engine.writer,
-            readers=readers,
-            registry=engine.registry,
-            times=engine.jobs.times,
-            use=engine.worker_use,
-            path=engine.database.path,
-        )
-        feed = self._feed = Feed(readers, engine.writer)
-        backend = Backend(
-            settings=self.settings,
-            clock=engine.clock,
-            registry=engine.registry,
-            intake=engine.intake,
-            jobs=engine.jobs,
-            notices=engine.notices,
-            log_notices=engine.log_notices,
-            queries=Queries(readers, engine.writer),
-            listing=Listing(readers, engine.writer),
-            feed=feed,
-            roster=engine.roster,
-            writer=engine.writer,
-            waiter=engine.writer.loop_waiter(self._loop),
-            metrics=metrics,
-            history=History(readers, engine.writer, engine.clock),
-        )
+        backend = self._backend(readers)
+        metrics = backend.metrics
         server = _Server(
             uvicorn.Config(
                 self._around(site.build(backend)),
@@ -157,6 +140,43 @@ class Application:
             await self._stop(server, serving, watching, readers)
         if failure is not None:
             raise failure
+
+    def _backend(self, readers: Readers) -> Backend:
+        """What the HTTP side is given; on the loop that serves it."""
+        engine = self.engine
+        schedule_queries = ScheduleQueries(readers, engine.schedules.firing.trust)
+        metrics = Metrics(
+            version=__version__,
+            clock=engine.clock,
+            writer=engine.writer,
+            readers=readers,
+            registry=engine.registry,
+            times=engine.jobs.times,
+            use=engine.worker_use,
+            path=engine.database.path,
+            schedules=schedule_queries,
+            lateness=engine.schedules.firing.lateness,
+        )
+        feed = self._feed = Feed(readers, engine.writer)
+        return Backend(
+            settings=self.settings,
+            clock=engine.clock,
+            registry=engine.registry,
+            intake=engine.intake,
+            jobs=engine.jobs,
+            notices=engine.notices,
+            log_notices=engine.log_notices,
+            queries=Queries(readers, engine.writer),
+            listing=Listing(readers, engine.writer),
+            feed=feed,
+            roster=engine.roster,
+            writer=engine.writer,
+            waiter=engine.writer.loop_waiter(asyncio.get_running_loop()),
+            metrics=metrics,
+            history=History(readers, engine.writer, engine.clock),
+            schedules=engine.schedules,
+            schedule_queries=schedule_queries,
+        )
 
     async def _until_stopped(self, on_ready: OnReady | None) -> BaseException | None:
         assert self._stopping is not None

@@ -39,6 +39,7 @@ from miniflow.exchange import (
     request_options,
     resume,
 )
+from miniflow.schedule_client import AsyncSchedules
 
 T = TypeVar("T")
 Jobs = list[Job]
@@ -62,6 +63,7 @@ class AsyncClient:
     ) -> None:
         self._http = httpx.AsyncClient(**http_options(url, token, timeout))
         self._timeout_s, self._repeats = timeout, repeats
+        self.schedules = AsyncSchedules(self._run, self._iterate)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.url} [{'closed' if self._http.is_closed else 'open'}]>"

@@ -20,8 +20,9 @@ import rich_click as click
 
 from miniflow import __version__, commands
 from miniflow.bench.command import bench
+from miniflow.commands.groups import Group
 from miniflow.errors import MiniFlowError, SettingsError, StoreError
-from miniflow.settings import ENV_PREFIX, FILE, SETTINGS, Setting, load
+from miniflow.settings import ENV_PREFIX, FILE, SETTINGS, Setting, load, read_table
 
 EXIT_UNUSABLE = 2
 """A setting or the database cannot be used: nothing was started. Click says the same of a command that it does not know."""
@@ -35,6 +36,7 @@ HELP = {
         "*": [
             {"name": "A server", "commands": ["serve", "init", "demo", "bench"]},
             {"name": "Jobs", "commands": commands.names(commands.JOBS)},
+            {"name": "By the clock", "commands": commands.names(commands.SCHEDULES)},
             {"name": "Looking at the server", "commands": commands.names(commands.SERVER)},
             {"name": "Others", "commands": [*commands.names(commands.OTHERS), "version"]},
         ]
@@ -95,28 +97,7 @@ def _plain(value: object) -> str:
 # ---------------------------------------------------------------------------------------------------------- the commands
 
 
-class _Group(click.RichGroup):
-    """Takes the options that say where the server is before the command as well as after it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, options_after_command(args))
-
-
-def options_after_command(args: list[str]) -> list[str]:
-    """``--url URL jobs`` as ``jobs --url URL``. Without a command they stay where they are, for Click to complain of."""
-    at = 0
-    while at < len(args):
-        name, given, _ = args[at].partition("=")
-        if name in ("--url", "--token"):
-            at += 1 if given else 2
-        elif args[at] == "--json":
-            at += 1
-        else:
-            return [args[at], *args[:at], *args[at + 1 :]]
-    return args
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.rich_config(help_config=HELP)
 @click.version_option(__version__, "-V", "--version", message="miniflow %(version)s")
 def cli() -> None:
@@ -153,9 +134,9 @@ def serve(**flags: Any) -> None:
       MINIFLOW_TOKEN=… miniflow serve --host 0.0.0.0
     """
     settings = load(flags)
-    from miniflow import app, logs
+    from miniflow import app, declared, logs
 
-    application = app.Application(settings)
+    application = app.Application(settings, declared=declared.from_table(read_table("schedules"), FILE))
     # Only now: a server that cannot start leaves no folder behind.
     logs.set_up(settings.log_dir, settings.log_level, settings.log_format)
     if application.engine.loaded is not None:
@@ -221,7 +202,7 @@ def demo(once: bool, port: int | None) -> None:
     sys.exit(run(once=once, port=port))
 
 
-for _command in (bench, *commands.JOBS, *commands.SERVER, *commands.OTHERS):
+for _command in (bench, *commands.JOBS, *commands.SCHEDULES, *commands.SERVER, *commands.OTHERS):
     cli.add_command(_command)
 
 

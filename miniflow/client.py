@@ -39,6 +39,7 @@ from miniflow.exchange import (
     request_options,
     resume,
 )
+from miniflow.schedule_client import Schedules
 
 T = TypeVar("T")
 Jobs = list[Job]
@@ -69,6 +70,7 @@ class Client:
     ) -> None:
         self._http = httpx.Client(**http_options(url, token, timeout))
         self._timeout_s, self._repeats = timeout, repeats
+        self.schedules = Schedules(self._run, self._iterate)
 
     def __repr__(self) -> str:
         return f"<Client {self.url} [{'closed' if self._http.is_closed else 'open'}]>"

@@ -65,6 +65,11 @@ def _to_the_second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+def from_ms(ms: int) -> dt.datetime:
+    """The same as a datetime in UTC."""
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
+
+
 def to_ms(when: dt.datetime) -> int:
     """A datetime as milliseconds since the epoch; one without a zone is taken as UTC."""
     return round((when if when.tzinfo else when.replace(tzinfo=dt.UTC)).timestamp() * 1000)

@@ -9,6 +9,7 @@ can be called as the plain function it is.
 from __future__ import annotations
 
 import contextvars
+import datetime as dt
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class JobContext:
 
     __slots__ = (
         "_beat", "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id",
-        "max_retries", "meta", "payload", "queue", "request_id", "tags", "task",
+        "max_retries", "meta", "payload", "queue", "request_id", "schedule", "scheduled_for", "tags", "task",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +68,8 @@ class JobContext:
         write_progress: WriteProgress = _progress_detached,
         beat: Callable[[], None] = _beat_detached,
         pending_interrupt: Callable[[], JobInterrupted | None] = _never,
+        schedule: str | None = None,
+        scheduled_for: dt.datetime | None = None,
         deadline_ms: int | None = None,
         boot_ms: Callable[[], int] | None = None,
     ) -> None:
@@ -80,6 +83,8 @@ class JobContext:
         self.request_id = request_id
         self.meta = {} if meta is None else meta
         self.tags = tags
+        self.schedule = schedule  # the name of the schedule that made the job; None: no schedule did
+        self.scheduled_for = scheduled_for  # the time in UTC that it means, which may be long ago
         self.deadline_ms = deadline_ms
         self._write_log = write_log
         self._write_progress = write_progress

@@ -11,15 +11,19 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from miniflow import capture, db, guard, heartbeat, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
+from miniflow.clocktrust import ClockTrust
+from miniflow.contract import Declared
 from miniflow.errors import JobReturned, StoreFull, StoreLocked
 from miniflow.executors.coroutine import AsyncLane
+from miniflow.firing import Firing
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
@@ -33,6 +37,7 @@ from miniflow.readahead import ReadAhead
 from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
 from miniflow.roster import Roster, Slots
+from miniflow.schedules import Schedules, job_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
 from miniflow.writer import Transaction, Writer
@@ -50,8 +55,10 @@ class Engine:
         clock: Clock | None = None,
         huey: JobsHuey | None = None,
         specs: registry.Registry | None = None,
+        declared: Sequence[Declared] = (),
     ) -> None:
-        """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests)."""
+        """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests); ``declared`` are
+        the schedules of miniflow.toml."""
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         self.huey = huey or shared_huey
@@ -85,6 +92,8 @@ class Engine:
         self.intake = Intake(
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
+        self._declared = list(declared)
+        self.schedules = self._scheduling()
         services = Services(
             self.jobs,
             self.clock,
@@ -97,7 +106,27 @@ class Engine:
             self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers
         )
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
-        self.supervisor = Supervisor(
+        self.supervisor = self._supervising(services)
+        self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
+        self.supervisor.also = self.minutes.look
+        self.recovered = Recovered(0, 0, 0)
+        self.started_at_ms = self.clock.now_ms()
+
+    def _scheduling(self) -> Schedules:
+        settings = self.settings
+        trust = ClockTrust(self.clock, anyway=settings.trust_clock)
+        firing = Firing(self.jobs, self.writer, self.clock, trust, partial(job_of, self.intake))
+        firing.revoked, firing.wanted = self.huey.revoked_for_good, self.huey.wants
+        return Schedules(
+            firing,
+            self.intake,
+            timezone=settings.timezone,
+            max_schedules=settings.max_schedules,
+            max_batch=settings.max_batch,
+        )
+
+    def _supervising(self, services: Services) -> Supervisor:
+        return Supervisor(
             self.jobs,
             services.logs,
             self.running,
@@ -105,13 +134,9 @@ class Engine:
             self.readahead,
             self.registry,
             self.clock,
-            grace_ms=round(settings.stop_grace * 1000),
-            least_ahead=lambda: settings.async_slots if self.has_async else 0,
+            grace_ms=round(self.settings.stop_grace * 1000),
+            least_ahead=lambda: self.settings.async_slots if self.has_async else 0,
         )
-        self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
-        self.supervisor.also = self.minutes.look
-        self.recovered = Recovered(0, 0, 0)
-        self.started_at_ms = self.clock.now_ms()
 
     # --------------------------------------------------------------------------------------------------------- start, stop
 
@@ -127,6 +152,8 @@ class Engine:
                 self.jobs.quarantine.put(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
             self.jobs.dependencies.load(tx)
             self.jobs.timers.look(tx)
+            self.schedules.take_up(tx, [*self._declared, *self.registry.schedules])
+            self.schedules.firing.begin(tx)
 
         self.writer.run_now(first)
         self.describe_process(f"process {os.getpid()}, started {rfc3339(self.started_at_ms)}")
@@ -190,7 +217,7 @@ class Engine:
         try:
             self.writer.call("verb", verb)
         except (StoreFull, StoreLocked) as exc:  # the next start voids all leases anyhow
-            log.warning("%s; jobs that were claimed go back to the queue at the next start", exc)
+            log.warning("%s; the next start makes up for it", exc)
 
     def stop(self, grace_s: float | None = None) -> int:
         """All of it, in order."""
@@ -212,9 +239,14 @@ class Engine:
         for spec in self.registry:
             if spec.source in broken and fresh.registry.find(spec.name) is None:
                 fresh.registry.add(spec)
+        there = {declared.name for declared in fresh.registry.schedules}
+        for declared in self.registry.schedules:
+            if declared.origin in broken and declared.name not in there:
+                fresh.registry.declare(declared)
         self.registry.replace_all(fresh.registry)
         self.huey.adopt(self.registry)
         self.loaded = fresh
+        self._if_disk_allows(lambda tx: self.schedules.take_up(tx, [*self._declared, *self.registry.schedules]))
         return fresh
 
     def submit(self, spec: TaskSpec, payload: str, options: dict[str, object]) -> str:

@@ -68,6 +68,24 @@ class TransitionRefused(MiniFlowError):
         self.job_id, self.verb, self.state = job_id, verb, state
 
 
+class ScheduleExists(MiniFlowError):
+    """A schedule has that name already."""
+
+    field = "name"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"name: there is a schedule {name!r} already; change it, or take another name")
+        self.name = name
+
+
+class ScheduleRefused(MiniFlowError):
+    """A verb does not apply to this schedule; ``why`` says so and names the remedy."""
+
+    def __init__(self, name: str, verb: str, why: str) -> None:
+        super().__init__(f"schedule {name}: cannot {verb}, {why}")
+        self.name, self.verb = name, verb
+
+
 class IdempotencyConflict(MiniFlowError):
     """The idempotency key belongs to a job that was submitted with another body."""
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from huey import signals as S
-from huey.api import Huey, PeriodicTask, Result, ResultGroup, Task, TaskWrapper, chord, group
+from huey.api import Result, ResultGroup, Task, TaskWrapper, chord, group
 from huey.exceptions import CancelExecution, ConfigurationError, TaskTimeout
 from huey.registry import Registry as HueyRegistry
 
@@ -29,6 +29,7 @@ from miniflow.attempts import Attempt
 from miniflow.clock import Clock, SystemClock, to_ms
 from miniflow.errors import HeartbeatMissed, InvalidRequest, MiniFlowError
 from miniflow.huey_execution import Execution, Services
+from miniflow.huey_periodic import PeriodicHuey
 from miniflow.huey_serializer import JsonSerializer
 from miniflow.huey_storage import JobsStorage, naive_utc
 from miniflow.intake import Intake, submission_from_options
@@ -112,7 +113,7 @@ def _without_task(func: Callable[..., Any]) -> Callable[..., Any]:
     return shown
 
 
-class JobsHuey(Huey):
+class JobsHuey(PeriodicHuey):
     """A huey whose queue, schedule and results are the jobs table. Task files use it as ``from miniflow import huey``."""
 
     def __init__(self, name: str = "miniflow", **options: Any) -> None:
@@ -201,9 +202,6 @@ class JobsHuey(Huey):
         if task.expires:
             task.resolve_expires(self.utc)
             options["ttl"] = max((task.expires_resolved - (task.eta or self._get_timestamp())).total_seconds(), 0.001)
-        if isinstance(task, PeriodicTask):
-            slot = self._get_timestamp().replace(second=0, microsecond=0).isoformat()
-            options["idempotency_key"] = f"periodic:{spec.name}:{slot}"
         submission = submission_from_options(spec.name, spec.binding.from_call(task.args, args), options)
         return self._intake.job(submission, job_id=task.id)
 

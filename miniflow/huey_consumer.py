@@ -60,20 +60,18 @@ class JobWorker(Worker):
         return bool(self.stop_flag.is_set()) or self.abandoned
 
 
-class MinuteScheduler(Scheduler):
-    """Fires huey's periodic tasks, once a minute and only if there are any. Delays and retries are the writer's business."""
+class IdleScheduler(Scheduler):
+    """Does nothing: periodic tasks, delays and retries are the writer's business. The health check wants one that lives."""
 
     def loop(self, now: dt.datetime | None = None) -> None:
-        self.stop_flag.wait(60 - self.huey.clock.now_ms() % 60_000 / 1000 + 0.02)
-        if not self.stop_flag.is_set() and self.huey._registry._periodic_tasks:
-            self.enqueue_periodic_tasks(self.huey._get_timestamp())
+        self.stop_flag.wait()
 
 
 class JobConsumer(Consumer):
     """``start`` and ``stop_taking``; never ``run``, which would take the signals and the process."""
 
     worker_class = JobWorker
-    scheduler_class = MinuteScheduler
+    scheduler_class = IdleScheduler
 
     def __init__(
         self,

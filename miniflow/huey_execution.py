@@ -16,7 +16,7 @@ from huey.exceptions import CancelExecution, TaskTimeout
 
 from miniflow import context, outcome
 from miniflow.attempts import Attempt
-from miniflow.clock import Clock
+from miniflow.clock import Clock, from_ms
 from miniflow.errors import (
     BadResult,
     HeartbeatMissed,
@@ -131,6 +131,8 @@ class Execution:
 
     def context(self) -> context.JobContext:
         attempt, claimed = self.attempt, self.attempt.claimed
+        options = outcome.options_of(claimed)
+        slot = options.get("scheduled_for")
         return context.JobContext(
             job_id=claimed.id,
             task=claimed.task,
@@ -145,6 +147,8 @@ class Execution:
             write_progress=self.write_progress,
             beat=attempt.beat,
             pending_interrupt=lambda: attempt.pending,
+            schedule=options.get("schedule"),
+            scheduled_for=None if slot is None else from_ms(slot),
             deadline_ms=attempt.deadline_boot_ms,
             boot_ms=self.services.clock.boot_ms,
         )

@@ -73,10 +73,11 @@ class Jobs:
         self.claiming = False
         self.accepting = True
         self.times = JobTimes()
+        self.heard: Callable[[list[str]], None] | None = None  # is told, in the writer's thread, which jobs have ended
 
         writer.every_group(self._begin, before=True)
         self.progress = ProgressBoard(writer, clock)  # after the marks, before the ends: those take the lease away
-        Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
+        self.submitting = Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
@@ -276,7 +277,14 @@ class Jobs:
 
     def publish(self, tx: Transaction, job_ids: Callable[[], list[str]]) -> None:
         # Whether anybody waits is asked after the commit: one who begins to wait before it would still read the old state.
-        tx.on_commit(lambda: self.notices.publish(job_ids()) if self.notices.wanted else None)
+        tx.on_commit(lambda: self._tell(job_ids) if self.notices.wanted or self.heard else None)
+
+    def _tell(self, job_ids: Callable[[], list[str]]) -> None:
+        ended = job_ids()
+        if self.notices.wanted:
+            self.notices.publish(ended)
+        if self.heard is not None:
+            self.heard(ended)
 
     # ------------------------------------------------------------------------------------- verbs of people and programs
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from miniflow.contract import Declared
 from miniflow.errors import SettingsError
 from miniflow.registry import Registry, TaskSpec, collecting, duplicate
 
@@ -61,6 +62,8 @@ def load_tasks(directory: Path) -> Loaded:
         for spec in _outside:
             if spec.name not in session.registry:
                 session.registry.add(spec)
+        for declared in _outside.schedules:
+            session.registry.declare(declared)
     return Loaded(session.registry, failures, files)
 
 
@@ -128,6 +131,8 @@ class _Session:
             execute(module)
         for spec in found:
             self.registry.add(spec)
+        for declared in found.schedules:
+            self.registry.declare(declared)
 
 
 class _FileRegistry(Registry):
@@ -147,6 +152,12 @@ class _FileRegistry(Registry):
             _outside.add(spec)
         else:
             super().add(spec)
+
+    def declare(self, new: Declared) -> None:
+        if new.definition.task in _outside:
+            _outside.declare(new)
+        else:
+            super().declare(new)
 
 
 _outside = Registry()

@@ -25,6 +25,7 @@ from miniflow.looplag import LoopLag
 from miniflow.minutes import WorkerUse
 from miniflow.readers import Readers
 from miniflow.registry import Registry
+from miniflow.schedule_queries import OUTCOMES, STATUSES, ScheduleQueries
 from miniflow.states import State
 from miniflow.writer import Writer, json_text
 
@@ -102,33 +103,38 @@ class Metrics:
         times: JobTimes,
         use: Callable[[], WorkerUse],
         path: str,
+        schedules: ScheduleQueries,
+        lateness: Histogram,
     ) -> None:
-        """``path`` is the database's."""
+        """``path`` is the database's; ``lateness`` of schedules, in milliseconds."""
         self.requests, self.lag = Requests(), LoopLag()
         self._version, self._clock, self._path = version, clock, path
         self._writer, self._readers, self._registry, self._times, self.use = writer, readers, registry, times, use
         self._process = ProcessCollector(registry=None)
-        self._tasks, self._queues = Labels(), Labels()
+        self._schedules, self._lateness = schedules, lateness
+        self._tasks, self._queues, self._schedule_names = Labels(), Labels(), Labels()
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """The page and its media type, in the format of OpenMetrics where ``accept`` asks for that."""
         queues = json_text(list(self._writer.counters.get(State.QUEUED, {})))
         ready_at = dict(await self._readers.fetch(sql.OLDEST_READY, queues))
-        return await asyncio.to_thread(self._page, ready_at, "application/openmetrics-text" in accept)
+        scheduled = await self._schedules.by_status()
+        return await asyncio.to_thread(self._page, ready_at, scheduled, "application/openmetrics-text" in accept)
 
-    def _page(self, ready_at: dict[str, int], as_openmetrics: bool) -> tuple[bytes, str]:
+    def _page(self, ready_at: dict[str, int], scheduled: dict[str, int], as_openmetrics: bool) -> tuple[bytes, str]:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Once(self._families(ready_at)))
+        registry.register(_Once(self._families(ready_at, scheduled)))
         registry.register(self._process)
         if as_openmetrics:
             page: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
             return page, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
-    def _families(self, ready_at: dict[str, int]) -> Iterator[Metric]:
+    def _families(self, ready_at: dict[str, int], scheduled: dict[str, int]) -> Iterator[Metric]:
         yield from self._of_requests()
         yield from self._of_jobs()
         yield from self._of_queues(ready_at)
+        yield from self._of_schedules(scheduled)
         yield from self._of_workers()
         yield from self._of_the_program()
 
@@ -228,6 +234,26 @@ class Metrics:
             oldest.add_metric([queue], age_ms / 1000)
         dead = self._writer.total(State.DEAD_LETTER)
         yield from (by_queue, oldest, GaugeMetricFamily("dead_letter_depth", "Jobs in the dead letters.", value=dead))
+
+    def _of_schedules(self, scheduled: dict[str, int]) -> Iterator[Metric]:
+        by_status = GaugeMetricFamily("miniflow_schedules", "Schedules in the file, by status.", labels=["status"])
+        for status in STATUSES:
+            by_status.add_metric([status], scheduled.get(status, 0))
+        slots = CounterMetricFamily(
+            "miniflow_schedule_slots",
+            "Times that schedules meant, by what became of them.",
+            labels=["schedule", "outcome"],
+        )
+        for outcome in OUTCOMES:
+            names = self._schedule_names.summed(self._writer.counters.get(f"schedule_{outcome}", {}))
+            for name, n in sorted(names.items()):
+                slots.add_metric([name, outcome], n)
+        lateness = HistogramMetricFamily(
+            "miniflow_schedule_lateness_seconds",
+            "Time from when a schedule was due to the commit that makes its job; what is made up for is left out.",
+        )
+        _add(lateness, [], self._lateness, LATENCY_BOUNDS, per=MS)
+        yield from (by_status, slots, lateness)
 
     def _of_workers(self) -> Iterator[Metric]:
         use = self.use()

@@ -55,7 +55,20 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     expires_at: str | None = None
     cancel_requested_at: str | None = None
     depends_on: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    schedule: str | None = None
+    scheduled_for: str | None = None
     change: int | None = None
+
+
+class OfSchedule(msgspec.Struct):
+    """What a job's options say of the schedule that made it: its name, and the slot in milliseconds."""
+
+    schedule: str | None = None
+    scheduled_for: int | None = None
+
+
+_of_schedule = msgspec.json.Decoder(OfSchedule).decode
+_OF_NONE = OfSchedule()
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -211,6 +224,7 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
         created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, options, tags,
         meta, progress, last_error, stalled_at, payload, result,
     ) = row  # fmt: skip
+    fired = _of_schedule(options) if options is not None else _OF_NONE
     return Job(
         id=job_id,
         task=task,
@@ -242,6 +256,8 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
         completed_at=rfc3339(completed_at),
         expires_at=rfc3339(expires_at),
         cancel_requested_at=rfc3339(cancel_at),
+        schedule=fired.schedule,
+        scheduled_for=rfc3339(fired.scheduled_for),
         change=changed,
     )
 

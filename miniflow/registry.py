@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from miniflow import context
+from miniflow.contract import Declared
 from miniflow.errors import InvalidRequest, MiniFlowError, UnknownTask
 from miniflow.options import retry_policy, seconds, source_file
 from miniflow.payload import Binding, bind_signature
@@ -173,6 +174,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._tasks: dict[str, TaskSpec] = {}
+        self._schedules: dict[str, Declared] = {}
         self._lock = threading.Lock()
 
     def add(self, spec: TaskSpec) -> None:
@@ -199,13 +201,30 @@ class Registry:
         name = name if len(name) <= NAME_CHARS_MAX else name[:NAME_CHARS_MAX] + "…"
         return UnknownTask(name, difflib.get_close_matches(name, self._tasks, n=CLOSE_MATCHES))
 
+    def declare(self, new: Declared) -> None:
+        """Register a schedule that stands in code. The same again replaces itself; another of its name is an error."""
+        with self._lock:
+            other = self._schedules.get(new.name)
+            if other is not None and other.definition.task != new.definition.task:
+                raise ValueError(
+                    f"the schedule {new.name!r} is defined for {other.definition.task!r} in {other.origin} and for "
+                    f"{new.definition.task!r} in {new.origin}; give one of them another name with @schedule(name=…)"
+                )
+            self._schedules = {**self._schedules, new.name: new}
+
+    @property
+    def schedules(self) -> list[Declared]:
+        """Those that stand in code, by name."""
+        found = self._schedules
+        return [found[name] for name in sorted(found)]
+
     def names(self) -> list[str]:
         return sorted(self._tasks)
 
     def replace_all(self, other: Registry) -> None:
-        """Take over the tasks of ``other``, all at once; whoever reads meanwhile sees the old ones or the new ones."""
+        """Take over the tasks and schedules of ``other``, all at once; whoever reads meanwhile sees the old or the new."""
         with self._lock:
-            self._tasks = dict(other._tasks)
+            self._tasks, self._schedules = dict(other._tasks), dict(other._schedules)
 
     def __iter__(self) -> Iterator[TaskSpec]:
         tasks = self._tasks

@@ -16,10 +16,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from miniflow.errors import SettingsError
+from miniflow.errors import InvalidRequest, SettingsError
+from miniflow.timetable import zone
 
 ENV_PREFIX = "MINIFLOW_"
 FILE = "miniflow.toml"
+TABLES = ("schedules",)
+"""What stands in that file beside the settings."""
 SECONDS_MAX = 366 * 86_400
 """The longest duration that a setting can be: beyond a year it is a typo, and infinity cannot be counted in milliseconds."""
 
@@ -79,6 +82,9 @@ SETTINGS = (
     Setting("max_log_bytes", _COUNT, 20_971_520, "size of one job's log; beyond it the middle is left out"),
     Setting("max_queue", _COUNT, 10_000_000, "jobs that may wait; beyond it submits get 429"),
     Setting("max_queues", _COUNT, 1_000, "names of queues"),
+    Setting("max_schedules", _COUNT, 100_000, "schedules in the file"),
+    Setting("timezone", str, "UTC", "the time zone of schedules that name none, such as Europe/Berlin"),
+    Setting("trust_clock", bool, False, "let schedules fire by a clock that is behind the times in the file"),
     Setting(
         "durability",
         Literal["full", "relaxed"],
@@ -117,6 +123,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_log_bytes: int = 20_971_520
     max_queue: int = 10_000_000
     max_queues: int = 1_000
+    max_schedules: int = 100_000
+    timezone: str = "UTC"
+    trust_clock: bool = False
     durability: str = "full"
 
     @property
@@ -148,17 +157,29 @@ def load(
     return settings
 
 
+def read_table(name: str, folder: Path | None = None) -> dict[str, Any]:
+    """A table of the file that is no setting: what it defines by name."""
+    found = _read((folder or Path.cwd()) / FILE).get(name, {})
+    if not isinstance(found, dict):
+        raise SettingsError(f"{FILE}: {name} is no table; write [{name}.NAME]")
+    return found
+
+
 def _from_file(file: Path) -> dict[str, Any]:
+    given = {name: value for name, value in _read(file).items() if name not in TABLES}
+    for name in given:
+        if name not in BY_NAME:
+            raise SettingsError(f"{file.name}: {name} is no setting; there are {', '.join((*BY_NAME, *TABLES))}")
+    return given
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise SettingsError(f"{file.name} cannot be read: {exc}") from exc
-    for name in given:
-        if name not in BY_NAME:
-            raise SettingsError(f"{file.name}: {name} is no setting; there are {', '.join(BY_NAME)}")
-    return given
 
 
 def _take(name: str, value: Any, origin: str, *, strict: bool) -> Any:
@@ -177,6 +198,10 @@ def _check_together(settings: Settings) -> None:
     if len(set(settings.queue_order)) < len(settings.queue_order):
         raise SettingsError(f"--queues names a queue twice: {settings.queues}")
     _check_origins(settings)
+    try:
+        zone(settings.timezone)
+    except InvalidRequest as exc:
+        raise SettingsError(f"--timezone {exc.reason}") from None
     if settings.token and len(settings.token) < 16:
         raise SettingsError(
             "--token is shorter than 16 characters; make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`"

@@ -6,7 +6,7 @@ within a batch. Limits are checked before a row is written; a refused submit lea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from miniflow import statements as sql
 from miniflow.errors import IdempotencyConflict, MiniFlowError, QueueFull, ShuttingDown, TooManyQueues
@@ -31,14 +31,14 @@ class Submitting:
                 op.error = ShuttingDown()
             return
         in_use = self._keys_in_use(tx, ops)
-        waiting = sum(self._writer.total(state) for state in WAITING)
-        rows: list[list[Any]] = []
+        waiting = self.waiting()
+        new: list[NewJob] = []
         dependent: list[tuple[NewJob, list[Accepted]]] = []
         for op in ops:
             jobs: list[NewJob] = op.argument
             fresh, op.value, op.error = _resolve_keys(jobs, in_use)
             if op.error is None:
-                op.error = self._over_limit(tx, fresh, waiting + len(rows))
+                op.error = self.refusal(tx, fresh, waiting + len(new))
             waits = [job for job in fresh if job.waits is not None] if op.error is None else []
             if waits:
                 op.error = self._jobs.dependencies.check(tx, waits, op.value)
@@ -47,21 +47,32 @@ class Submitting:
             for job in fresh:
                 if job.key is not None:
                     in_use[job.key] = (job.id, job.fingerprint)
-                rows.append(job.row)
-                tx.count(job.state, job.queue)
-                tx.count("enqueued", job.task)
-            self._expect(tx, fresh)
+            new += fresh
             dependent += [(job, op.value) for job in waits]
-        if rows:
-            tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        if new:
+            self.add(tx, new)
         if dependent:
             self._jobs.dependencies.insert(tx, dependent)
+
+    def add(self, tx: Transaction, jobs: list[NewJob]) -> None:
+        """Insert jobs that nothing speaks against: their limits and keys have been looked at."""
+        for job in jobs:
+            tx.count(job.state, job.queue)
+            tx.count("enqueued", job.task)
+        self._expect(tx, jobs)
+        rows = [job.row for job in jobs]
+        tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]
         return {key: (job_id, mark) for key, job_id, mark in tx.run(sql.KEYS_IN_USE, json_text(keys))} if keys else {}
 
-    def _over_limit(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
+    def waiting(self) -> int:
+        """How many jobs waited before this group."""
+        return sum(self._writer.total(state) for state in WAITING)
+
+    def refusal(self, tx: Transaction, jobs: list[NewJob], waiting: int) -> MiniFlowError | None:
+        """Why these jobs cannot be taken where so many wait; their queues are made if they can."""
         if waiting + len(jobs) > self._max_queue:
             return QueueFull(waiting, self._max_queue)
         known = self._writer.counters.get("queue", {})

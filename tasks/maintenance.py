@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from typing import Any, Literal
 
-from miniflow import BaseJob, NonRetryable, current_job
+from miniflow import BaseJob, NonRetryable, current_job, schedule
 
 Row = dict[str, Any]
 
@@ -131,3 +131,15 @@ class DataImportJob(BaseJob):
             tables[target] = list(merged.values())
         job.progress(3, 3, f"loaded {len(rows)} rows into {target}")
         return f"Imported {len(rows)} rows from {self.source} into {target}."
+
+
+@schedule("cron", hour=2)
+def nightly_update() -> str:
+    """Empty the daily statistics at two each night. The work is a job of its own, in a queue that others go before."""
+    return TruncateTable.dispatch(schema="public", table_name="daily_stats", queue="low").id
+
+
+@schedule("cron", day_of_week="mon-fri", hour=1)
+def weekday_import() -> str:
+    """Import the new rows before each working day."""
+    return DataImportJob.dispatch(source="external_api", target="data_warehouse", queue="etl").id

@@ -72,6 +72,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _counters(look, replayed=replayed, deleted=deleted)
         _attempts(look, replayed=replayed)
         _dependencies(look, replayed=replayed)
+        _schedules(look, deleted=deleted)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -103,6 +104,39 @@ def _rows(look: Snapshot, *, stopped: bool) -> None:
               "GROUP BY idempotency_key HAVING count(*) > 1")  # fmt: skip
     if stopped:
         look.none("leased though nobody runs", f"SELECT {JOB} FROM jobs WHERE lease IS NOT NULL")
+
+
+def _schedules(look: Snapshot, *, deleted: bool) -> None:
+    """A fire and its job are one commit: there is no fire without its job, and no job of a schedule without its fire."""
+    fire = "f.schedule_id, f.slot, f.kind, f.outcome, f.job_id"
+    if not deleted:
+        look.none(
+            "fired, and its job is not there",
+            f"SELECT {fire} FROM fires f LEFT JOIN jobs j ON j.id = f.job_id WHERE f.job_id IS NOT NULL AND j.id IS NULL",
+        )
+    look.none(
+        "a job says another schedule or time than its fire",
+        f"SELECT {fire} FROM fires f JOIN jobs j ON j.id = f.job_id JOIN schedules s ON s.id = f.schedule_id "
+        "WHERE j.options ->> 'schedule' IS NOT s.name OR j.options ->> 'scheduled_for' IS NOT f.slot",
+    )
+    look.none(
+        "one time, several jobs, none of them asked for",
+        "SELECT options ->> 'schedule', options ->> 'scheduled_for', group_concat(id) FROM jobs "
+        "WHERE options ->> 'schedule' IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM fires WHERE job_id = jobs.id AND kind = 'manual') "
+        "AND EXISTS (SELECT 1 FROM schedules s WHERE s.name = options ->> 'schedule' AND s.created_at <= jobs.created_at) "
+        "GROUP BY 1, 2 HAVING count(*) > 1",
+    )
+    look.none(
+        "a job of a schedule that is there, and no fire",
+        f"SELECT {JOB}, options ->> 'scheduled_for' FROM jobs WHERE EXISTS (SELECT 1 FROM schedules s "
+        "WHERE s.name = options ->> 'schedule' AND s.created_at <= jobs.created_at AND (SELECT count(*) FROM fires "
+        "WHERE schedule_id = s.id) < 1000) AND NOT EXISTS (SELECT 1 FROM fires WHERE job_id = jobs.id)",
+    )
+    look.none(
+        "closed without its end",
+        f"SELECT {fire} FROM fires f WHERE f.open = 0 AND f.ended IS NULL AND f.job_id IS NOT NULL",
+    )
 
 
 def _counters(look: Snapshot, *, replayed: bool, deleted: bool) -> None:

@@ -11,9 +11,11 @@ from miniflow.commands.acting import cancel, delete, retry
 from miniflow.commands.completing import completion
 from miniflow.commands.looking import events, failed, jobs, logs, result, show
 from miniflow.commands.overview import info, queues, stats, tasks, workers
+from miniflow.commands.schedules import schedule
 from miniflow.commands.submitting import submit
 
 JOBS: tuple[click.Command, ...] = (submit, jobs, failed, show, result, logs, events, retry, cancel, delete)
+SCHEDULES: tuple[click.Command, ...] = (schedule,)
 SERVER: tuple[click.Command, ...] = (info, queues, tasks, workers, stats)
 OTHERS: tuple[click.Command, ...] = (completion,)
 

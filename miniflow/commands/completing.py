@@ -32,6 +32,10 @@ def queues(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Foun
     return _ask(ctx, incomplete, lambda client: ((queue.name, "") for queue in client.queues()))
 
 
+def schedules(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Found:
+    return _ask(ctx, incomplete, lambda client: ((one.name, one.sentence) for one in client.schedules.list(limit=500)))
+
+
 def jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Found:
     """The newest ones; ids begin alike, so the state and the task stand beside them where the shell shows that."""
 

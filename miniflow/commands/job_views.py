@@ -94,6 +94,10 @@ def job_card(job: Job, queue: QueueInfo | None, width: int | None, at: dt.dateti
         ("queue", f"{job.queue}, priority {job.priority}"),
         ("submitted", when(job.created_at, at)),
         ("after", ", ".join(job.depends_on)),
+        (
+            "schedule",
+            f"{plain(job.schedule)}, for {local(job.scheduled_for)}" if job.schedule and job.scheduled_for else "",
+        ),
         ("due", when(job.scheduled_at, at) if job.status in (State.SCHEDULED, State.RETRYING) else ""),
         ("started", when(job.started_at, at)),
         ("ended", when(job.completed_at, at)),

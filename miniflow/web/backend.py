@@ -19,6 +19,8 @@ from miniflow.operations import LoopWaiter
 from miniflow.queries import Queries
 from miniflow.registry import Registry
 from miniflow.roster import Roster
+from miniflow.schedule_queries import ScheduleQueries
+from miniflow.schedules import Schedules
 from miniflow.settings import Settings
 from miniflow.writer import Transaction, Writer
 
@@ -40,6 +42,8 @@ class Backend:
     waiter: LoopWaiter
     metrics: Metrics
     history: History
+    schedules: Schedules
+    schedule_queries: ScheduleQueries
 
     async def insert(self, jobs: list[NewJob]) -> list[Accepted]:
         """Commit these jobs, all or none. Raises what they were refused with."""

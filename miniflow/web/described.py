@@ -9,15 +9,14 @@ from __future__ import annotations
 from types import GenericAlias
 from typing import Any, NotRequired, TypedDict
 
-import msgspec
-
 from miniflow import intake
 from miniflow.bulk import Outcome
 from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
 from miniflow.roster import Slots, Worker
-from miniflow.web import classic
+from miniflow.web import classic, described_schedules
+from miniflow.web.describing import one, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
 from miniflow.web.examples import (
     AT,
@@ -62,6 +61,7 @@ TAGS = {
     "jobs": "Submit jobs, look at them, act on them.",
     "bulk": "Act on many jobs at once. With `dry_run` it is only counted. What changes first and is meant no more is `refused`.",
     "dead letters": "Jobs that failed for good.",
+    "schedules": "Jobs by the clock.",
     "logs": "What jobs logged.",
     "events": "Jobs as they change.",
     "system": "Queues, tasks and workers.",
@@ -73,30 +73,10 @@ TAGS = {
 # --------------------------------------------------------------------------------------- requests, and answers without a class
 
 
-def _readable(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The same with the payload as an object: msgspec has no schema of a Raw with a default."""
-    fields = [
-        (
-            field.name,
-            dict[str, Any] if field.type is msgspec.Raw else field.type,
-            {} if isinstance(field.default, msgspec.Raw) else field.default,
-        )
-        for field in msgspec.structs.fields(kind)
-    ]
-    config = kind.__struct_config__
-    return msgspec.defstruct(
-        kind.__name__,
-        [field if field[2] is not msgspec.NODEFAULT else field[:2] for field in fields],
-        forbid_unknown_fields=config.forbid_unknown_fields,
-        namespace={"__doc__": kind.__doc__},
-        kw_only=True,
-    )
-
-
-Submission = _readable(intake.Submission)
+Submission = readable(intake.Submission)
 Batch = GenericAlias(list, (Submission,))
-ClassicSubmit = _readable(classic.Submit)
-ClassicSubmitJob = _readable(classic.SubmitJob)
+ClassicSubmit = readable(classic.Submit)
+ClassicSubmitJob = readable(classic.SubmitJob)
 
 Ids = TypedDict("Ids", {"ids": list[str], "count": int, "replayed": NotRequired[int]})
 Result = TypedDict("Result", {"id": str, "status": str, "result": Any})
@@ -148,14 +128,9 @@ MAKES_LOG = Answer(
 )  # fmt: skip
 
 
-def _one(tag: str, description: str, shape: Any, example: Any, *headers: str, **more: Any) -> Operation:
-    """An operation that answers 200 in one way."""
-    return Operation(tag, {200: Answer(description, shape, example, headers)}, **more)
-
-
 def _bulk(done: str) -> Operation:
     body = Body(BulkRequest, BULK)
-    return _one("bulk", done, Outcome, {"matched": 12, "done": 11, "refused": 1, "dry_run": False}, body=body)
+    return one("bulk", done, Outcome, {"matched": 12, "done": 11, "refused": 1, "dry_run": False}, body=body)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -173,7 +148,7 @@ OPERATIONS: dict[str, Operation] = {
         refusals=(409, 429),
         headers=("X-Request-ID",),
     ),
-    "GET /api/v1/jobs": _one("jobs", "a page of jobs", Page, PAGE),
+    "GET /api/v1/jobs": one("jobs", "a page of jobs", Page, PAGE),
     "GET /api/v1/jobs/{job_id}": Operation(
         "jobs", {200: Answer("the job", Job, JOB, ("ETag",)), 304: Answer("it is as If-None-Match names it", headers=("ETag",))}
     ),
@@ -195,27 +170,27 @@ OPERATIONS: dict[str, Operation] = {
             ),
         },
     ),
-    "GET /api/v1/jobs/{job_id}/attempts": _one("jobs", "its attempts", Attempts, {"items": [ATTEMPT]}),
+    "GET /api/v1/jobs/{job_id}/attempts": one("jobs", "its attempts", Attempts, {"items": [ATTEMPT]}),
     "POST /api/v1/jobs/{job_id}/cancel": Operation(
         "jobs",
         {200: Answer("it is cancelled", Job, CANCELLED), 202: Answer("it runs, and was asked to stop", Job, RUNNING)},
         refusals=(409,),
     ),
-    "POST /api/v1/jobs/{job_id}/retry": _one("jobs", "it is queued", Job, REQUEUED, refusals=(409,)),
+    "POST /api/v1/jobs/{job_id}/retry": one("jobs", "it is queued", Job, REQUEUED, refusals=(409,)),
     "POST /api/v1/jobs/bulk/cancel": _bulk("how many were cancelled, or asked to stop"),
     "POST /api/v1/jobs/bulk/retry": _bulk("how many went back to their queues"),
     "POST /api/v1/jobs/bulk/delete": _bulk("how many were deleted"),
-    "GET /api/v1/dead-letters": _one(
+    "GET /api/v1/dead-letters": one(
         "dead letters", "a page of jobs", Page, {"items": [{**BRIEF, "status": "dead_letter", "last_error": "no such guest"}]}
     ),
-    "POST /api/v1/dead-letters/replay": _one(
+    "POST /api/v1/dead-letters/replay": one(
         "dead letters",
         "how many went back to their queues",
         Replayed,
         {"replayed": 3},
         body=Body(ReplayFilter, {"those of a task": {"task": "greet"}, "all": {}}, required=False),
     ),
-    "POST /api/v1/dead-letters/{job_id}/replay": _one("dead letters", "it is queued", Job, REQUEUED, refusals=(409,)),
+    "POST /api/v1/dead-letters/{job_id}/replay": one("dead letters", "it is queued", Job, REQUEUED, refusals=(409,)),
     "GET /api/v1/jobs/{job_id}/logs": Operation("logs", {200: MAKES_LOG._replace(description="the log, in what was asked for")}),
     "GET /api/v1/logs/{job_id}": Operation("logs", {200: MAKES_LOG}),
     "GET /api/v1/{job_id}/logs": Operation("logs", {200: MAKES_LOG}),
@@ -234,11 +209,11 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/v1/jobs/{job_id}/events": Operation(
         "events", {200: Answer("the stream", texts={EVENT_STREAM: JOB_EVENTS}, events=("job", "end"))}
     ),
-    "GET /api/v1/queues": _one("system", "the queues", Queues, {"items": [QUEUE]}),
-    "GET /api/v1/queues/{name}": _one("system", "the queue", QueueInfo, QUEUE),
-    "GET /api/v1/tasks": _one("system", "the tasks", Tasks, {"items": [TASK]}),
-    "GET /api/v1/tasks/{name}": _one("system", "the task", TaskInfo, TASK),
-    "GET /api/v1/workers": _one(
+    "GET /api/v1/queues": one("system", "the queues", Queues, {"items": [QUEUE]}),
+    "GET /api/v1/queues/{name}": one("system", "the queue", QueueInfo, QUEUE),
+    "GET /api/v1/tasks": one("system", "the tasks", Tasks, {"items": [TASK]}),
+    "GET /api/v1/tasks/{name}": one("system", "the task", TaskInfo, TASK),
+    "GET /api/v1/workers": one(
         "system",
         "the workers",
         Workers,
@@ -255,7 +230,7 @@ OPERATIONS: dict[str, Operation] = {
         "figures",
         {200: Answer("the metrics", texts={"text/plain": PROMETHEUS, "application/openmetrics-text": PROMETHEUS + "# EOF\n"})},
     ),
-    "GET /api/v1/metrics": _one(
+    "GET /api/v1/metrics": one(
         "figures",
         "the figures",
         Summary,
@@ -267,14 +242,14 @@ OPERATIONS: dict[str, Operation] = {
             "systemHealth": {"messagesReady": 5, "workersOnline": 4},
         },
     ),
-    "GET /api/v1/metrics/minutes": _one(
+    "GET /api/v1/metrics/minutes": one(
         "figures",
         "the minutes in which something happened",
         MinutesPage,
         {"items": [{"minute": "2026-01-31T12:00:00Z", "enqueued": {"greet": 60}, "run_ms": {"greet": 720}}]},
     ),
     "GET /stats": (
-        stats := _one(
+        stats := one(
             "figures",
             "the queues, and the last 24 hours",
             Stats,
@@ -285,7 +260,7 @@ OPERATIONS: dict[str, Operation] = {
         )
     ),
     "GET /api/v1/stats": stats,
-    "GET /health": _one("health", "it is", Alive, {"ok": True, "status": "ok"}, always=True),
+    "GET /health": one("health", "it is", Alive, {"ok": True, "status": "ok"}, always=True),
     "GET /ready": Operation(
         "health",
         {
@@ -305,7 +280,8 @@ OPERATIONS: dict[str, Operation] = {
             ),
         },
     ),
-    "POST /submit": _one(
+    **described_schedules.OPERATIONS,
+    "POST /submit": one(
         "classic",
         "accepted",
         ClassicId,
@@ -314,7 +290,7 @@ OPERATIONS: dict[str, Operation] = {
         refusals=(409, 429),
         headers=SUBMIT_HEADERS,
     ),
-    "GET /status/{job_id}": _one(
+    "GET /status/{job_id}": one(
         "classic", "its status", ClassicStatus, {"job_id": ID, "status": "finished", "progress": None, "updated_at": AT}
     ),
     "GET /result/{job_id}": Operation(
@@ -338,7 +314,7 @@ OPERATIONS: dict[str, Operation] = {
             )
         },
     ),
-    "POST /submit-job": _one(
+    "POST /submit-job": one(
         "classic",
         "accepted",
         ClassicSubmitted,
@@ -347,7 +323,7 @@ OPERATIONS: dict[str, Operation] = {
         refusals=(409, 429),
         headers=SUBMIT_HEADERS,
     ),
-    "GET /job-status/{job_id}": _one(
+    "GET /job-status/{job_id}": one(
         "classic",
         "everything about it",
         ClassicJob,
@@ -357,21 +333,21 @@ OPERATIONS: dict[str, Operation] = {
             "result": ["Hello, Ada!"], "exc_info": None, "error": None, "progress": None, "created_at": AT, "updated_at": AT,
         },
     ),
-    "POST /api/v1/jobs/action/retry": _one(
+    "POST /api/v1/jobs/action/retry": one(
         "classic",
         "how many went back to their queues",
         ClassicReplayed,
         {"success": 3, "failed": 0, "status": "Replay successful"},
         refusals=(404,),
     ),
-    "POST /api/v1/jobs/action/{job_id}/retry": _one(
+    "POST /api/v1/jobs/action/{job_id}/retry": one(
         "classic",
         "it is queued",
         ClassicReplayedOne,
         {"success": True, "task_id": ID, "status": "Replay successful"},
         refusals=(409,),
     ),
-    "POST /create-jobs": _one(
+    "POST /create-jobs": one(
         "classic",
         "accepted",
         ClassicCreated,
@@ -386,4 +362,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
 }  # fmt: skip
 
-API = Api(DESCRIPTION.strip(), TAGS, OPERATIONS, FIELDS, omitting=(Job, Attempt, Page, Worker))
+API = Api(
+    DESCRIPTION.strip(),
+    TAGS,
+    OPERATIONS,
+    FIELDS | described_schedules.FIELDS,
+    omitting=(Job, Attempt, Page, Worker, *described_schedules.OMITTING),
+)

@@ -48,6 +48,8 @@ FIELDS: dict[str, str | dict[str, Any]] = {
         "items": {"type": "string"},
         "description": "Jobs that must end before it begins; not in lists",
     },
+    "Job.schedule": "The schedule that made it",
+    "Job.scheduled_for": {"description": "The time that the schedule meant", **TIME},
     "Job.cancel_requested_at": {"description": "It was asked to stop then", **TIME},
     "Submission.task": "The name of the task",
     "Submission.type": "Another name for `task`; one of the two is needed",

@@ -34,6 +34,8 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.TooLarge, 413, "too_large"),
     (errors.TransitionRefused, 409, "transition_refused"),
     (errors.IdempotencyConflict, 409, "idempotency_conflict"),
+    (errors.ScheduleExists, 409, "schedule_exists"),
+    (errors.ScheduleRefused, 409, "schedule_refused"),
     (errors.QueueFull, 429, "queue_full"),
     (errors.ShuttingDown, 503, "shutting_down"),
     (errors.StoreFull, 507, "disk_full"),

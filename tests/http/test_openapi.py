@@ -32,6 +32,9 @@ METHODS = ("get", "post", "put", "patch", "delete")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("server"), {**SAMPLES, "greet.py": GREET}) as running:
+        with running.client() as client:  # what a path means whose {name} nobody has filled in
+            made = client.post("/api/v1/schedules", json={"name": "{name}", "task": "noop", "cron": "@daily"})
+            assert made.status_code == 201, made.text
         yield running
 
 

@@ -18,8 +18,19 @@ PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
     ("errors", "states", "clock", "looplag", "ids", "retry"),
-    ("settings", "statements", "list_statements", "dependency_statements", "guard", "payload", "context", "options"),
-    ("registry", "basejob", "loader", "db", "migrations"),
+    ("timetable", "contract", "wording"),
+    (
+        "settings",
+        "statements",
+        "list_statements",
+        "dependency_statements",
+        "schedule_statements",
+        "guard",
+        "payload",
+        "context",
+        "options",
+    ),
+    ("registry", "basejob", "declared", "loader", "db", "migrations"),
     ("attempts", "readahead", "model", "notices", "operations", "histogram", "writer", "quarantine", "readers"),
     (
         "jobs",
@@ -35,13 +46,29 @@ LAYERS = (
         "filters",
         "listing",
         "bulk",
+        "clocktrust",
+        "openruns",
+        "firing",
+        "schedules",
+        "schedule_queries",
         "feed",
         "roster",
     ),
     ("outcome", "capture", "joblog", "heartbeat", "executors", "web"),
-    ("huey_storage", "huey_serializer", "huey_execution", "huey_adapter", "huey_consumer"),
+    ("huey_storage", "huey_serializer", "huey_periodic", "huey_execution", "huey_adapter", "huey_consumer"),
     ("supervisor", "engine"),
-    ("app", "logs", "answers", "exchange", "calls", "client", "async_client"),
+    (
+        "app",
+        "logs",
+        "answers",
+        "schedule_answers",
+        "exchange",
+        "calls",
+        "schedule_calls",
+        "schedule_client",
+        "client",
+        "async_client",
+    ),
     ("cli", "commands", "demo", "scaffold", "bench", "__main__"),
 )
 """Top-level modules and packages of miniflow/, lowest first."""
@@ -54,6 +81,7 @@ LIBRARIES = {
     "aiosqlite": ("readers",),
     "litestar": ("web", "app", "bench"),
     "prometheus_client": ("metrics",),
+    "cronsim": ("timetable",),
     "sqlite3": (),  # a second SQLite in the process destroys the file, see guard.py
 }
 """Who may import what; None of the others may."""
