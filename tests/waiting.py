@@ -11,6 +11,10 @@ T = TypeVar("T")
 POLL_S = 0.005
 """Between two looks. Short: most of what is waited for takes a few milliseconds."""
 
+PATIENCE = 3
+"""How many times as long as a test thinks necessary is really waited: a machine that others use, too, is that slow at times, and
+only a wait that is in vain takes longer for it."""
+
 
 def wait_until(
     condition: Callable[[], T],
@@ -25,6 +29,7 @@ def wait_until(
     judge it: ``wait_until(lambda: job().status, 5, "the job's end", until=TERMINAL.__contains__)`` fails with the status that
     the job was stuck in, where a comparison inside ``condition`` could only say False.
     """
+    timeout_s *= PATIENCE
     deadline = time.monotonic() + timeout_s
     while True:
         over = time.monotonic() >= deadline  # taken before the look: the last look is never before the deadline
