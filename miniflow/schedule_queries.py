@@ -154,7 +154,7 @@ class ScheduleQueries:
     async def page(self, *, status: str | None, task: str | None, limit: int, cursor: str | None) -> SchedulePage:
         wanted = None if not status else json_text(_statuses(status))
         rows = await self._readers.fetch(sql.SHOWN_AFTER, self._untrusted, cursor or "", wanted, task, limit + 1)
-        total = sum((await self.by_status()).values())
+        ((total,),) = await self._readers.fetch(sql.HOW_MANY)
         items = [schedule_of_row(row) for row in rows[:limit]]
         following = items[-1].name if len(rows) > limit else None
         return SchedulePage(items=items, total=total, next_cursor=following, waits=self._trust.reason or None)

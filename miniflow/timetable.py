@@ -155,6 +155,7 @@ class Cron:
         """InvalidRequest for what cannot be read. None for a policy is that of Debian's cron, see the module's text."""
         self.expression, self.zone = expression, zone(timezone)
         self._sim = _parsed(expression)
+        self._latest: tuple[int | None, int | None] = None, None
         self.ticks = any(field.startswith("*") for field in self._sim.parts[1:3])  # also "*/15"
         self.on_gap: OnGap = on_gap or ("skip" if self.ticks else "run_after")
         self.on_overlap: OnOverlap = on_overlap or ("both" if self.ticks else "first")
@@ -163,6 +164,13 @@ class Cron:
         return f"<Cron {self.expression} {self.zone.name} [gap {self.on_gap}, overlap {self.on_overlap}]>"
 
     def next_after(self, ms: int) -> int | None:
+        asked, answer = self._latest  # many schedules of one time share this object, and fire together
+        if asked != ms:
+            answer = self._next_after(ms)
+            self._latest = ms, answer
+        return answer
+
+    def _next_after(self, ms: int) -> int | None:
         start = ms // 1000
         offset, span_end = self.zone.offset(start), self.zone.next_transition(start)
         span_start = self.zone.last_transition(start)

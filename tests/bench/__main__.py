@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +29,7 @@ from miniflow import db, statements
 from miniflow.bench import calibrate
 from miniflow.bench.plan import Outcome, Plan
 from miniflow.bench.processes import LoadProcess, ServerProcess, empty_route_server, server_with
-from tests.bench import logs
+from tests.bench import logs, schedules
 
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = calibrate.BODY
@@ -251,7 +252,34 @@ def idle(folder: str) -> list[Row]:
     ]
 
 
-FIGURES = {f.__name__: f for f in (single_submits, batch_submits, drain, latency, flood, history, idle)}
+def ten_thousand_schedules(folder: str) -> list[Row]:
+    """All due at the same moments, while they are looked at."""
+    path = fresh(folder)
+    schedules.fill(path)
+    with server(path, workers=4) as running, httpx.Client(base_url=running.url, trust_env=False) as client:
+        time.sleep(2 * schedules.EVERY_S - time.time() % schedules.EVERY_S + 5)  # until they have fired once or twice
+        looks = {
+            name: schedules.look_ms(client, f"/api/v1/schedules{path}")
+            for name, path in {
+                "a page of 50": "?limit=50",
+                "a page of 500": "?limit=500",
+                "those that are paused: none": "?status=paused",
+                "one": "/schedule 05000",
+            }.items()
+        }
+    fires, p50, p99 = schedules.late_ms(path)
+    return [
+        *(
+            (f"10,000 schedules, {name}", f"{ms:.1f} ms", "p50, a client's work included", "50 ms")
+            for name, ms in looks.items()
+        ),
+        ("10,000 schedules due at one moment", f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms late", f"{fires:,} fires", "2 s"),
+    ]
+
+
+FIGURES = {
+    f.__name__: f for f in (single_submits, batch_submits, drain, latency, flood, history, idle, ten_thousand_schedules)
+}
 
 
 def main() -> None:

@@ -414,3 +414,18 @@ def test_where_the_server_is_may_stand_before_the_command(server: Server) -> Non
     result = CliRunner().invoke(cli, arguments, env={"MINIFLOW_TOKEN": ""}, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "in_code" in [json.loads(line)["name"] for line in result.stdout.splitlines()]
+
+
+# ----------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_prometheus_is_told_what_became_of_the_times(client: httpx.Client, name: str) -> None:
+    create(client, name)
+    job = client.post(f"/api/v1/schedules/{name}/run").json()
+    end_of(client, job["id"])
+    client.post(f"/api/v1/schedules/{name}/pause")
+    page = client.get("/metrics").text
+    assert f'miniflow_schedule_slots_total{{outcome="fired",schedule="{name}"}} 1.0' in page
+    paused = client.get("/api/v1/schedules", params={"status": "paused"}).json()["items"]
+    assert f'miniflow_schedules{{status="paused"}} {float(len(paused))}' in page
+    assert "miniflow_schedule_lateness_seconds_count" in page

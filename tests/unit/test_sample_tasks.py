@@ -9,9 +9,12 @@ import pytest
 
 import miniflow
 from miniflow import JobContext, NonRetryable, context
+from miniflow.contract import resolved
 from miniflow.errors import InvalidRequest, JobCancelled, JobInterrupted
 from miniflow.loader import load_tasks
 from miniflow.registry import Registry
+from miniflow.wording import sentence
+from tests.engines import Engines, rows, submit, wait_for_ends
 
 TASKS = Path(miniflow.__file__).parent.parent / "tasks"
 
@@ -198,3 +201,30 @@ def test_the_other_demo_jobs_answer_as_the_seed_says(job: Job, name: str, payloa
 def test_failed_job_fails(job: Job) -> None:
     with pytest.raises(Exception, match="This is a custom exception"):
         job.run("FailedJob")
+
+
+def test_the_nightly_update_and_the_weekday_import_are_schedules() -> None:
+    found = {one.name: resolved(one.definition, "Europe/Berlin") for one in load_tasks(TASKS).registry.schedules}
+    assert {name: sentence(one) for name, one in found.items()} == {
+        "nightly_update": "At 02:00 every day, Europe/Berlin time",
+        "weekday_import": "At 01:00 on Monday through Friday, Europe/Berlin time",
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "work", "queue", "table"),
+    [
+        ("nightly_update", "TruncateTable", "low", "daily_stats"),
+        ("weekday_import", "DataImportJob", "etl", "data_warehouse"),
+    ],
+)
+def test_what_runs_by_the_clock_submits_the_work(task: str, work: str, queue: str, table: str, tmp_path: Path) -> None:
+    with Engines(tmp_path) as engines:
+        engine = engines(load_tasks(TASKS).registry)
+        submit(engine, task)
+        wait_for_ends(engines.path)
+        by_task = {job.task: job for job in rows(engines.path)}
+        assert by_task.keys() == {task, work}
+        assert (by_task[work].state, by_task[work].queue) == ("completed", queue)
+        assert table in by_task[work].result
+        engines.stop(engine)
