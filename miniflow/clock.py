@@ -45,6 +45,44 @@ class SystemClock:
         return self.now_ms() - self.boot_ms()
 
 
+class ManualClock:
+    """A clock that stands still until it is moved. It begins at the present, and goes forward only."""
+
+    def __init__(self) -> None:
+        system = SystemClock()
+        self._boot_ms, self._offset_ms = system.boot_ms(), system.offset_ms()
+
+    def __repr__(self) -> str:
+        return f"<ManualClock {rfc3339(self.now_ms())}>"
+
+    def now_ms(self) -> int:
+        return self._boot_ms + self._offset_ms
+
+    def boot_ms(self) -> int:
+        return self._boot_ms
+
+    def offset_ms(self) -> int:
+        return self._offset_ms
+
+    @property
+    def now(self) -> dt.datetime:
+        return from_ms(self.now_ms())
+
+    def advance(self, by: dt.timedelta | float = 0, **units: float) -> None:
+        """Let time pass: seconds, a timedelta, or the units of one: ``advance(90)``, ``advance(days=1, hours=2)``."""
+        passed = by if isinstance(by, dt.timedelta) else dt.timedelta(seconds=by)
+        self._pass(round((passed + dt.timedelta(**units)).total_seconds() * 1000))
+
+    def advance_to(self, when: dt.datetime) -> None:
+        """Let time pass until ``when``; one without a zone is taken as UTC."""
+        self._pass(to_ms(when) - self.now_ms())
+
+    def _pass(self, ms: int) -> None:
+        if ms < 0:
+            raise ValueError(f"the clock of a test goes forward only, and this is {-ms / 1000:g} s back")
+        self._boot_ms += ms
+
+
 def boot_id() -> str:
     """What tells one start of the machine from the next; empty where the system has no such thing."""
     try:

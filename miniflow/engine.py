@@ -94,7 +94,7 @@ class Engine:
         )
         self._declared = list(declared)
         self.schedules = self._scheduling()
-        services = Services(
+        services = self.services = Services(
             self.jobs,
             self.clock,
             self.log_notices,

@@ -55,6 +55,7 @@ class Services:
         self.max_result_bytes = max_result_bytes
         self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
+        self.contained: tuple[type[BaseException], ...] = (BaseException,)  # what ends the job and not the worker
 
     @functools.cached_property
     def talkative(self) -> bool:
@@ -107,7 +108,7 @@ class Execution:
             elif isinstance(exc, (NonRetryable, *self.spec.no_retry_on)):
                 self.final = True
             raise
-        except BaseException as exc:  # sys.exit, KeyboardInterrupt and the like end the job, not the worker
+        except self.services.contained as exc:  # sys.exit, KeyboardInterrupt and the like end the job, not the worker
             raise TaskExit(f"the task raised {type(exc).__name__}({exc}); a task ends by returning") from exc
         finally:
             proven.add(attempt.claimed.task)

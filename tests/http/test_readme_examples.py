@@ -26,7 +26,8 @@ def blocks(language: str) -> list[str]:
 
 
 A_PROGRAM = re.compile(r"^from miniflow import (Async)?Client\b", re.MULTILINE)
-PYTHON = [block for block in blocks("python") if not A_PROGRAM.search(block)]
+A_TEST = re.compile(r"^def test_", re.MULTILINE)
+PYTHON = [block for block in blocks("python") if not A_PROGRAM.search(block) and not A_TEST.search(block)]
 PROGRAMS = [block for block in blocks("python") if A_PROGRAM.search(block)]
 SQLITE = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sqlite3 ")]
 

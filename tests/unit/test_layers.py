@@ -69,7 +69,7 @@ LAYERS = (
         "client",
         "async_client",
     ),
-    ("cli", "commands", "demo", "scaffold", "bench", "__main__"),
+    ("cli", "commands", "demo", "scaffold", "bench", "testing", "pytest_plugin", "__main__"),
 )
 """Top-level modules and packages of miniflow/, lowest first."""
 
@@ -82,6 +82,7 @@ LIBRARIES = {
     "litestar": ("web", "app", "bench"),
     "prometheus_client": ("metrics",),
     "cronsim": ("timetable",),
+    "pytest": ("pytest_plugin",),
     "sqlite3": (),  # a second SQLite in the process destroys the file, see guard.py
 }
 """Who may import what; None of the others may."""
