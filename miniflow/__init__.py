@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from miniflow.async_client import AsyncClient
     from miniflow.client import Client
+    from miniflow.huey_embedded import MiniFlowHuey
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,8 @@ __all__ = [
     "current_job",
     "schedule",
     "task",
+    # for applications written for huey
+    "MiniFlowHuey",
     # the client, and what it returns and raises
     "Client",
     "AsyncClient",
@@ -92,7 +95,12 @@ __all__ = [
     "WorkerInfo",
 ]
 
-_ELSEWHERE = {"Client": "client", "AsyncClient": "async_client", "huey": "huey_adapter"}
+_ELSEWHERE = {
+    "Client": "client",
+    "AsyncClient": "async_client",
+    "huey": "huey_adapter",
+    "MiniFlowHuey": "huey_embedded",
+}
 
 
 def __getattr__(name: str) -> Any:

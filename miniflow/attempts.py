@@ -113,6 +113,11 @@ class Attempt:
         """The job has given a sign of life."""
         self.heard = True
 
+    @property
+    def entered(self) -> bool:
+        """Whether the body has begun."""
+        return self._thread_id is not None or self._cancel is not None
+
     # ------------------------------------------------------------------------------------------------ the body's thread
 
     def enter(self, thread_id: int | None, cancel: Callable[[], object] | None = None) -> None:

@@ -98,6 +98,7 @@ class Engine:
             self.jobs,
             self.clock,
             self.log_notices,
+            begin=self.begin,
             max_result_bytes=settings.max_result_bytes,
             max_log_bytes=settings.max_log_bytes,
         )
@@ -146,6 +147,7 @@ class Engine:
         def first(tx: Transaction) -> None:
             self.jobs.timers.remember_clock(tx, boot_id())
             self.minutes.catch_up(tx)
+            self.huey.load(tx)
             self.recovered, suspects = recover(tx)
             self.jobs.suspects = suspects.leased
             if self.settings.workers:

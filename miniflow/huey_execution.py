@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from huey.exceptions import CancelExecution, TaskTimeout
 
 from miniflow import context, outcome
-from miniflow.attempts import Attempt
+from miniflow.attempts import Attempt, Claimed
 from miniflow.clock import Clock, from_ms
 from miniflow.errors import (
     BadResult,
@@ -33,11 +34,12 @@ from miniflow.errors import (
 from miniflow.executors import coroutine, thread
 from miniflow.joblog import JobLog, JobLogs
 from miniflow.jobs import Jobs
-from miniflow.model import Ending
+from miniflow.model import Ending, NewJob
 from miniflow.notices import Notices
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
 from miniflow.states import State
+from miniflow.writer import Transaction
 
 log = logging.getLogger("miniflow.worker")
 late = logging.getLogger("miniflow.task")
@@ -49,9 +51,17 @@ class Services:
     """What an execution needs of the running system."""
 
     def __init__(
-        self, jobs: Jobs, clock: Clock, log_notices: Notices, *, max_result_bytes: int, max_log_bytes: int
+        self,
+        jobs: Jobs,
+        clock: Clock,
+        log_notices: Notices,
+        *,
+        begin: Callable[[Claimed, str], Attempt],
+        max_result_bytes: int,
+        max_log_bytes: int,
     ) -> None:
-        self.jobs, self.clock = jobs, clock
+        """``begin`` makes an attempt of a claimed row, for a worker of that id."""
+        self.jobs, self.clock, self.begin = jobs, clock, begin
         self.max_result_bytes = max_result_bytes
         self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
@@ -67,13 +77,27 @@ class Execution:
     """One attempt on its way through huey's ``execute``: collects what came of it, to be written once."""
 
     __slots__ = (
-        "attempt", "began", "delay_ms", "error", "error_type", "final", "outcome", "raised", "result", "retries_left",
-        "retry_at", "services", "spec", "state", "trace",
+        "after", "again_now", "attempt", "began", "body_over", "delay_ms", "encode", "error", "error_type", "final",
+        "handler_id", "handlers", "outcome", "own", "raised", "result", "retries_left", "retry_at", "returned", "services",
+        "spec", "state", "trace",
     )  # fmt: skip
 
-    def __init__(self, attempt: Attempt, spec: TaskSpec, services: Services) -> None:
-        self.attempt, self.spec, self.services = attempt, spec, services
-        self.began = False
+    def __init__(
+        self,
+        attempt: Attempt,
+        spec: TaskSpec,
+        services: Services,
+        encode: Callable[[Any], str | None] | None = None,
+    ) -> None:
+        """``encode`` writes the result, in place of plain JSON."""
+        self.attempt, self.spec, self.services, self.encode = attempt, spec, services, encode
+        self.began = self.body_over = False
+        self.returned = False  # interrupted: back to the queue, as if it had not been begun
+        self.after: Callable[[Transaction], None] | None = None  # to be done in the transaction of its end
+        self.own: dict[str, Any] = {}  # what the options are to say for huey
+        self.handler_id: str | None = None  # of the task to run on an error
+        self.handlers: list[NewJob] = []
+        self.again_now = False  # the next attempt is ready at once
         self.raised: Exception | None = None  # by the body, before huey heard of it
         self.final = False  # no retry, whatever is left
         self.retries_left = 0  # once it is to be retried
@@ -109,13 +133,22 @@ class Execution:
                 self.final = True
             raise
         except self.services.contained as exc:  # sys.exit, KeyboardInterrupt and the like end the job, not the worker
+            if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # somebody at a terminal, and no worker's thread
             raise TaskExit(f"the task raised {type(exc).__name__}({exc}); a task ends by returning") from exc
         finally:
+            self.body_over = True
             proven.add(attempt.claimed.task)
 
     def _encode(self, value: Any) -> str | None:
+        limit = self.services.max_result_bytes
         try:
-            return outcome.encode_result(value, as_text=self.spec.as_text, limit=self.services.max_result_bytes)
+            if self.encode is None:
+                return outcome.encode_result(value, as_text=self.spec.as_text, limit=limit)
+            text = self.encode(value)
+            if text is not None and len(text) > limit:
+                raise TooLarge("the result", len(text), "max_result_bytes", limit)
+            return text
         except Exception as exc:  # too large, no JSON, a cycle: the next attempt would return the same
             raise BadResult(str(exc) if isinstance(exc, TooLarge) else f"the result is not JSON: {exc}") from exc
 
@@ -168,6 +201,22 @@ class Execution:
 
     # -------------------------------------------------------------------------------------------------------- its end
 
+    def note_error(self, exc: Exception) -> None:
+        """What the history says of this attempt. Once: formatting a traceback is the dearest part of a failure."""
+        if self.error_type:
+            return
+        if isinstance(exc, TaskTimeout):
+            self.outcome = "timed_out"
+        shown: BaseException = exc
+        if isinstance(exc, TaskTimeout | CancelExecution | HeartbeatMissed) and exc.__cause__:
+            shown = exc.__cause__
+        self.error_type = "JobTimeout" if isinstance(exc, TaskTimeout) else type(shown).__name__
+        if isinstance(exc, TaskTimeout | HeartbeatMissed):
+            self.error = str(exc)
+        else:
+            self.error = f"{self.error_type}: {shown}" if str(shown) else self.error_type
+        self.trace = outcome.format_traceback(shown)
+
     def conclude(self, *, wait: bool = False) -> None:
         """Write the end. Once: the watchdog may have been first, and then this one is too late and says nothing."""
         if self.attempt.log is not None:
@@ -175,7 +224,13 @@ class Execution:
             self.attempt.log.settle(coroutine.pause if self.spec.executor == "async" else time.sleep)
         if not self.attempt.finish():
             return
+        if self.returned:
+            self.services.jobs.writer.call("verb", self.services.jobs.return_running([self.attempt]))
+            self.services.jobs.running.remove(self.attempt)
+            return
         ending = self._ending()
+        if self.after is not None:
+            ending = ending._replace(after=self.after)
         if self.services.talkative:
             log.debug("Job %s: %s", self.attempt.claimed.id, ending.state)
         if not wait:
@@ -193,6 +248,8 @@ class Execution:
         attempt = self.attempt
         if self.state is State.COMPLETED:
             return Ending(attempt, State.COMPLETED, result=self.result)
+        if self.state is State.SCHEDULED:  # taken before its time
+            return Ending(attempt, State.SCHEDULED, run_at=self.retry_at)
         if isinstance(
             attempt.pending, JobCancelled
         ):  # whatever it failed with, it was asked to stop and is not run again
@@ -220,3 +277,30 @@ class Execution:
             return None
         wanted = self.attempt.number - claimed.crashes + self.retries_left
         return wanted if wanted != claimed.max_retries else None
+
+
+class Body:
+    """Around the one call of ``task.execute()`` that huey makes inside of ``_timeout_context``: it goes through the execution."""
+
+    __slots__ = ("_body", "_run", "_task")
+
+    def __init__(self, run: Execution, task: Any) -> None:
+        self._run, self._task, self._body = run, task, task.execute
+
+    def __enter__(self) -> None:
+        self._task.execute = self._execute
+
+    def __exit__(self, *_: object) -> None:
+        del self._task.execute
+
+    def _execute(self) -> Any:
+        run = self._run
+        try:
+            if run.raised is not None:
+                raised, run.raised = run.raised, None
+                raise raised
+            return run.run_body(self._body)
+        except Exception:  # whatever the task raises; huey goes on with it
+            if run.final:
+                self._task.retries = 0
+            raise

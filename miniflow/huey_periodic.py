@@ -14,8 +14,8 @@ from typing import Any
 
 from huey.api import Huey
 
+from miniflow import huey_statements as sql
 from miniflow import registry
-from miniflow import statements as sql
 from miniflow.contract import CODE, Declared, Definition
 from miniflow.registry import TaskSpec
 from miniflow.writer import Transaction
@@ -37,15 +37,23 @@ class PeriodicHuey(Huey):
         def decorator(function: Any) -> Any:
             made = decorate(function)
             spec: TaskSpec = made.task_class.spec
-            found = declare_periodic(spec, validate_datetime, "UTC" if self.utc else None)
+            found = declare_periodic(spec, validate_datetime, "UTC" if self.utc else None, self.specs_here())
             made.task_class.validator = None if found else staticmethod(validate_datetime)
             return made
 
         return decorator
 
+    def specs_here(self) -> registry.Registry:
+        """Where a task registers that is made now."""
+        return registry.active()
+
+    def owner_of(self, task: str) -> PeriodicHuey:
+        """The huey object that a task was made with."""
+        return self
+
     def wants(self, task: str, slot_ms: int) -> bool:
         """Whether a periodic task that no cron expression can say is to run at this minute."""
-        validate = getattr(self._registry._registry.get(task), "validator", None)
+        validate = getattr(self.owner_of(task)._registry._registry.get(task), "validator", None)
         if validate is None:
             return True
         when = dt.datetime.fromtimestamp(slot_ms / 1000, dt.UTC if self.utc else None).replace(tzinfo=None)
@@ -57,23 +65,27 @@ class PeriodicHuey(Huey):
 
     def revoked_for_good(self, tx: Transaction, task: str) -> bool:
         """Whether a task is revoked, and not for one run only: that one the worker must see, to restore it after."""
-        cls = self._registry._registry.get(task)
-        if cls is None or self.storage.quiet:
+        owner = self.owner_of(task)
+        cls = owner._registry._registry.get(task)
+        key = None if cls is None else owner._task_key(cls, "rt")
+        if key not in owner._jobs_storage.keys:
             return False
-        rows = tx.run(sql.KV_GET, self._task_key(cls, "rt"), tx.now_ms)
+        rows = tx.run(sql.KV_GET, key, tx.now_ms)
         if not rows:
             return False
-        until, once = self.serializer.deserialize(rows[0][0])
+        until, once = owner.serializer.deserialize(rows[0][0])
         return not once and (until is None or until > self._get_timestamp())
 
 
-def declare_periodic(spec: TaskSpec, validate: Callable[[dt.datetime], bool], timezone: str | None) -> bool:
+def declare_periodic(
+    spec: TaskSpec, validate: Callable[[dt.datetime], bool], timezone: str | None, specs: registry.Registry
+) -> bool:
     """Register the schedule of a periodic task; False if its function has to be asked each minute."""
     cron = cron_of(validate)
     definition = Definition(
         task=spec.name, cron=cron or EACH_MINUTE, timezone=timezone, overlap="allow", catchup="none"
     )
-    registry.active().declare(Declared(spec.name, definition, CODE, spec.source))
+    specs.declare(Declared(spec.name, definition, CODE, spec.source))
     return cron is not None
 
 

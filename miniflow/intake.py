@@ -84,9 +84,15 @@ class Intake:
         job_id: str | None = None,
         where: str = "",
         place: int = 0,
+        checked: bool = True,
+        own: dict[str, Any] | None = None,
+        waits: Waits | None = None,
     ) -> NewJob:
         """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3]."); ``place`` is where
         it stands in a batch: it can depend on those before it by theirs.
+
+        Of a caller in Python: with ``checked`` False the payload is not held against the signature, ``own`` goes into the
+        options, and ``waits`` is what the job waits for.
 
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
         """
@@ -100,14 +106,14 @@ class Intake:
             spec = self.registry.get(name)
         except UnknownTask as exc:
             raise UnknownTask(exc.task, exc.known, where) from None
-        payload = self._payload(spec, s.payload, where)
+        payload = self._payload(spec, s.payload, where, checked)
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
             raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
         asked = PRIORITIES[s.priority] if isinstance(s.priority, str) else s.priority
         priority = _first(asked, spec.priority)
         state, run_at, relative = self._when(s, where)
-        waits = _waits(s, where, place)
+        waits = waits or _waits(s, where, place)
         if waits is not None:
             state = State.PENDING
         max_retries = _first(s.max_retries, spec.max_retries, self._default_max_retries)
@@ -133,15 +139,15 @@ class Intake:
         if s.heartbeat is not None or s.on_stall is not None:
             _check_heartbeat(s, spec, where)
         key = s.idempotency_key
-        if s.retry is None and not _has_extras(s, spec) and key is None:
+        if s.retry is None and own is None and not _has_extras(s, spec) and key is None:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
                 row.pop()
             return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, waits=waits)
         mark = fingerprint(s, payload) if key is not None else None
-        row += [_options(s, spec), _json(s.tags), _json(s.meta), s.description, key, mark]
+        row += [_options(s, spec, own), _json(s.tags), _json(s.meta), s.description, key, mark]
         return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark, waits)
 
-    def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str) -> str:
+    def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str, checked: bool) -> str:
         data = bytes(raw)
         if data == b"null":
             data = b"{}"
@@ -151,7 +157,8 @@ class Intake:
             )
         try:
             text = data.decode()
-            spec.binding.check(text)
+            if checked:
+                spec.binding.check(text)
         except UnicodeDecodeError:
             raise InvalidRequest(f"{where}payload", "is not UTF-8") from None
         except InvalidRequest as exc:
@@ -229,9 +236,9 @@ def _has_extras(s: Submission, spec: TaskSpec) -> bool:
     )  # fmt: skip
 
 
-def _options(s: Submission, spec: TaskSpec) -> str | None:
+def _options(s: Submission, spec: TaskSpec, own: dict[str, Any] | None) -> str | None:
     policy = RetryPolicy(intervals=s.retry) if isinstance(s.retry, list) else s.retry or spec.retry
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(own or {})
     if policy is not None:
         options["retry"] = policy
     for name, seconds in (

@@ -115,6 +115,13 @@ class Jobs:
         if wanted <= 0:
             return
         tx.on_rollback(lambda: setattr(self.readahead, "more", True))
+        rows = self.lease(tx, wanted)
+        self.readahead.more = len(rows) >= wanted
+        if rows:
+            tx.on_commit(lambda: self.readahead.push(rows))
+
+    def lease(self, tx: Transaction, wanted: int) -> list[Claimed]:
+        """Claim up to ``wanted`` rows that are ready, the best first."""
         lease = next(self._leases)
         left = wanted
         for names in self._ranks(tx):
@@ -124,10 +131,14 @@ class Jobs:
                 left -= tx.change(sql.CLAIM_QUEUED, lease, json_text(names), left)
             if left <= 0:
                 break
-        rows: list[Claimed] = decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0]) if left < wanted else []
-        self.readahead.more = left <= 0
-        if rows:
-            tx.on_commit(lambda: self.readahead.push(rows))
+        return self.leased(tx, lease) if left < wanted else []
+
+    def leased(self, tx: Transaction, lease: int) -> list[Claimed]:
+        """The rows that were claimed with ``lease``."""
+        return decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0])
+
+    def next_lease(self) -> int:
+        return next(self._leases)
 
     def _bring_forward(self, tx: Transaction) -> None:
         rows = self.quarantine.bring_forward(tx, next(self._leases)) if self.quarantine.open else []
@@ -256,6 +267,9 @@ class Jobs:
                 for e in failed
             ]
             tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
+        for ending in endings:
+            if ending.after is not None:
+                ending.after(tx)
         self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
 
     def _count_ends(self, tx: Transaction, endings: list[Ending]) -> None:
@@ -272,7 +286,7 @@ class Jobs:
             if outcome in ("failed", "timed_out"):
                 tx.count("attempts_failed", task, n)
         for e in endings:
-            if e.state is State.RETRYING:
+            if e.run_at is not None:
                 self.timers.expect(e.run_at, None)
 
     def publish(self, tx: Transaction, job_ids: Callable[[], list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from miniflow.attempts import Attempt
@@ -56,3 +57,5 @@ class Ending(NamedTuple):
     error_type: str | None = None
     error: str | None = None
     traceback: str | None = None
+    after: Callable[[Any], None] | None = None
+    """Called with the transaction that writes the end, after it is written."""

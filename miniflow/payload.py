@@ -93,6 +93,16 @@ class Binding:
         more = [] if self._extra is _NO_EXTRA else ["…"]
         return f"<Binding {self.name}({', '.join(names + more)})>"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that have a name, in order; the context is not among them."""
+        return self._names
+
+    @property
+    def whole(self) -> str | None:
+        """The one parameter that takes the payload as it is, if there is such."""
+        return self._whole
+
     def check(self, raw: bytes | str) -> None:
         """Nothing if ``raw`` is a payload that the task can take; else ``InvalidRequest`` with the field and the reason."""
         if self._extra is not _NO_EXTRA:

@@ -185,6 +185,12 @@ class Registry:
                 raise duplicate(spec, other)
             self._tasks = {**self._tasks, spec.name: spec}
 
+    def discard(self, spec: TaskSpec) -> None:
+        """Forget ``spec``, if it is what its name stands for."""
+        with self._lock:
+            if self._tasks.get(spec.name) is spec:
+                self._tasks = {name: one for name, one in self._tasks.items() if one is not spec}
+
     def find(self, name: str) -> TaskSpec | None:
         return self._tasks.get(name)
 
@@ -252,9 +258,10 @@ _process_wide = Registry()
 _active: contextvars.ContextVar[Registry] = contextvars.ContextVar("miniflow_registry", default=_process_wide)
 
 
-def active() -> Registry:
-    """Where decorators register now."""
-    return _active.get()
+def active(otherwise: Registry | None = None) -> Registry:
+    """Where decorators register now: where somebody collects them, else in ``otherwise`` or the process-wide registry."""
+    found = _active.get()
+    return otherwise if otherwise is not None and found is _process_wide else found
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ UPDATE jobs NOT INDEXED SET
   relative = CASE WHEN e.value ->> 7 IS NULL THEN relative ELSE 1 END,
   last_error = coalesce(e.value ->> 8, last_error),
   max_retries = coalesce(e.value ->> 9, max_retries),
-  completed_at = CASE WHEN e.value ->> 2 = 'retrying' THEN NULL ELSE ?2 END,
+  completed_at = CASE WHEN e.value ->> 2 IN ('retrying', 'scheduled') THEN NULL ELSE ?2 END,
   updated_at = ?2,
   changed = ?3,
   lease = NULL
@@ -197,7 +197,7 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND lease IS NOT NULL
 # Counts start anew; the history of attempts stays, under the numbers it had.
 REPLAY_IF_DEAD = """
 UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
-                expires_at = NULL, attempt = 0, crashes = 0, progress = NULL
+                expires_at = NULL, attempt = 0, crashes = 0, progress = NULL, result_read = NULL
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter'
 RETURNING seq, queue, priority, id
 """
@@ -325,23 +325,6 @@ MEAN_RUN_MS = """
 SELECT avg(completed_at - started_at) FROM (
   SELECT completed_at, started_at FROM jobs INDEXED BY jobs_by_state WHERE state = 'completed' ORDER BY seq DESC LIMIT ?1)
 """
-
-# ----------------------------------------------------------------------------------------------- huey's locks and limits
-
-TASKS_IN_STATES = """
-SELECT task, id, run_at, payload FROM jobs INDEXED BY jobs_by_state
-WHERE state IN (SELECT value FROM json_each(?1)) ORDER BY seq LIMIT ?2
-"""
-KV_PUT = "INSERT OR REPLACE INTO kv (key, value, until) VALUES (?1, ?2, ?3)"
-KV_PUT_IF_ABSENT = "INSERT INTO kv (key, value, until) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO NOTHING RETURNING key"
-KV_GET = "SELECT value FROM kv WHERE key = ?1 AND (until IS NULL OR until > ?2)"
-KV_DELETE = "DELETE FROM kv WHERE key = ?1 RETURNING key"
-KV_DELETE_EXPIRED = "DELETE FROM kv WHERE until <= ?1"
-KV_ADD = """
-INSERT INTO kv (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value RETURNING value
-"""
-KV_ALL_KEYS = "SELECT key FROM kv"
-KV_CLEAR = "DELETE FROM kv"
 
 # -------------------------------------------------------------------------------------------------------------- reading
 

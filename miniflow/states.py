@@ -64,6 +64,7 @@ MOVES = (
     Move("retry", State.QUEUED, State.RETRYING, needs_lease=True),
     Move("fail", State.RUNNING, State.DEAD_LETTER, needs_lease=True),
     Move("fail", State.QUEUED, State.DEAD_LETTER, needs_lease=True),
+    Move("postpone", State.QUEUED, State.SCHEDULED, needs_lease=True),
     Move("release", State.RUNNING, State.QUEUED, needs_lease=True),
     Move("cancel", State.PENDING, State.CANCELLED),
     Move("cancel", State.SCHEDULED, State.CANCELLED),

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Submitting:
     def __init__(self, jobs: Jobs, writer: Writer, *, max_queue: int, max_queues: int) -> None:
         self._jobs, self._writer, self._max_queue, self._max_queues = jobs, writer, max_queue, max_queues
-        writer.handle("insert", self._insert)
+        writer.handle("insert", self.insert)
 
-    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
+    def insert(self, tx: Transaction, ops: list[Operation]) -> None:
         """Each operation has a list of NewJob and gets a list of Accepted: all of it, or none."""
         if not self._jobs.accepting:
             for op in ops:

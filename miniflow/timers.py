@@ -32,9 +32,10 @@ class Timers:
         self._jobs, self._clock = jobs, clock
         self._next_due_ms = self._next_expiry_ms = math.inf
         self.offset_ms = clock.offset_ms()
+        self.paused = False  # nothing becomes due, nothing expires: nobody is there who would run it
         writer.every_group(self._watch_clock, due_in_s=lambda: 0 if self._jump_ms() else math.inf)
-        writer.every_group(self._promote, due_in_s=lambda: (self._next_due_ms - self._clock.now_ms()) / 1000)
-        writer.every_group(self._expire, due_in_s=lambda: (self._next_expiry_ms - self._clock.now_ms()) / 1000)
+        writer.every_group(self._promote, due_in_s=lambda: self._in_s(self._next_due_ms))
+        writer.every_group(self._expire, due_in_s=lambda: self._in_s(self._next_expiry_ms))
 
     def expect(self, run_at: int | None, expires_at: int | None) -> None:
         """A row that is due, or over, at these times has come."""
@@ -59,6 +60,9 @@ class Timers:
 
     # ----------------------------------------------------------------------------------------------------------- the steps
 
+    def _in_s(self, ms: float) -> float:
+        return math.inf if self.paused else (ms - self._clock.now_ms()) / 1000
+
     def _jump_ms(self) -> int:
         jump_ms = self._clock.offset_ms() - self.offset_ms
         return jump_ms if abs(jump_ms) > CLOCK_JUMP_MS else 0
@@ -82,7 +86,7 @@ class Timers:
         )
 
     def _promote(self, tx: Transaction) -> None:
-        if self._next_due_ms > tx.now_ms:
+        if self._next_due_ms > tx.now_ms or self.paused:
             return
         tx.on_rollback(self._look_again)
         rows = tx.run(sql.PROMOTE_DUE, tx.now_ms, self._jobs.turn(tx), SWEEP_MAX, tx.number)
@@ -94,7 +98,7 @@ class Timers:
         self._next_due_ms = _or_never(tx.run(sql.NEXT_DUE))
 
     def _expire(self, tx: Transaction) -> None:
-        if self._next_expiry_ms > tx.now_ms:
+        if self._next_expiry_ms > tx.now_ms or self.paused:
             return
         tx.on_rollback(self._look_again)
         self._jobs.give_back(tx, lambda row: row.expires_at is not None and row.expires_at <= tx.now_ms)

@@ -851,7 +851,7 @@ def test_the_attempts_of_a_job_have_its_errors_and_tracebacks(client: httpx.Clie
     for attempt in attempts:
         assert attempt["error"] == "ValueError: as expected"
         assert "raise ValueError(text)" in attempt["traceback"]
-        assert "huey" not in attempt["traceback"], "frames that are not the task's"
+        assert not {"huey_", "huey/"} & set(re.findall("huey.", attempt["traceback"])), "frames that are not the task's"
         assert attempt["started_at"] <= attempt["finished_at"]
         assert attempt["worker_id"]
 

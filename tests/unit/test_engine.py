@@ -424,7 +424,7 @@ def test_a_failing_job_gets_its_retries_and_then_is_a_dead_letter(
     assert history(engines.path, job_id) == [(n, "failed", "ValueError") for n in range(1, attempts + 1)]
     with closing(read(engines.path)) as connection:
         traces = [trace for (trace,) in connection.execute("SELECT traceback FROM attempts")]
-    assert all("in bad" in trace and "huey" not in trace for trace in traces), traces
+    assert all("in bad" in trace and "huey_" not in trace and "huey/" not in trace for trace in traces), traces
 
 
 def test_a_retry_waits_in_the_table_as_long_as_the_policy_says(engines: Engines, clock: FakeClock) -> None:
@@ -1321,7 +1321,7 @@ def test_a_huey_tasks_retries_and_error(engines: Engines, huey: JobsHuey) -> Non
     job = wait_for_state(engines.path, result.id)
 
     assert (job.state, job.attempt) == (State.DEAD_LETTER, 3)
-    with pytest.raises(TaskException, match="ValueError: no"):
+    with pytest.raises(TaskException, match=r"ValueError\('no'\)"):
         result.get()
 
 
