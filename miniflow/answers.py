@@ -154,6 +154,7 @@ class TaskInfo(Answer):
     heartbeat: float | None = None
     on_stall: str | None = None
     retry: Any = None
+    limits: dict[str, list[float | None]] | None = None
     module: str | None = None
     file: str | None = None
 

@@ -33,6 +33,7 @@ from miniflow.metrics import Metrics
 from miniflow.minutes import History
 from miniflow.queries import Queries
 from miniflow.readers import Readers
+from miniflow.registry import TaskSpec
 from miniflow.schedule_queries import ScheduleQueries
 from miniflow.settings import Settings
 from miniflow.web import site
@@ -65,15 +66,16 @@ class Application:
         *,
         around: Callable[[Site], Site] | None = None,
         declared: Sequence[Declared] = (),
+        commands: Sequence[TaskSpec] = (),
     ) -> None:
-        """``declared`` are schedules that stand beside the settings. ``around`` may wrap the ASGI
-        application: an embedding program mounts it beside its own routes."""
+        """``declared`` are schedules, ``commands`` programs as tasks, that stand beside the settings. ``around`` may wrap
+        the ASGI application: an embedding program mounts it beside its own routes."""
         _check_exposure(settings)
         self.settings = settings
         self._around: Callable[[Site], Site] = around or (lambda site: site)
         self._socket = _listen(settings.host, settings.port)
         try:
-            self.engine = Engine(settings, declared=declared)
+            self.engine = Engine(settings, declared=declared, commands=commands)
         except BaseException:  # whatever it was, the port must not stay taken
             self._socket.close()
             raise

@@ -57,6 +57,7 @@ class Attempt:
         "_cancel",
         "_lock",
         "_over",
+        "_patience_ms",
         "_pending",
         "_thread_id",
         "abandon_at_boot_ms",
@@ -97,12 +98,18 @@ class Attempt:
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
+        self._patience_ms = 0
         self._thread_id: int | None = None
         self._cancel: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted" if self._pending else "running"
         return f"<Attempt {self.number} of job {self.claimed.id} {state} on {self.worker_id}>"
+
+    @property
+    def killable(self) -> bool:
+        """Whether it runs in a process, which can be ended whether it listens or not."""
+        return self._patience_ms > 0
 
     @property
     def pending(self) -> JobInterrupted | None:
@@ -120,10 +127,11 @@ class Attempt:
 
     # ------------------------------------------------------------------------------------------------ the body's thread
 
-    def enter(self, thread_id: int | None, cancel: Callable[[], object] | None = None) -> None:
-        """The body begins, in a thread that can be interrupted, or as a coroutine that ``cancel`` stops."""
+    def enter(self, thread_id: int | None, cancel: Callable[[], object] | None = None, *, patience_ms: int = 0) -> None:
+        """The body begins, in a thread that can be interrupted, or as something that ``cancel`` stops: a coroutine, or a
+        process, which is sure to end and gets ``patience_ms`` longer for it before it is given up."""
         with self._lock:
-            self._thread_id, self._cancel = thread_id, cancel
+            self._thread_id, self._cancel, self._patience_ms = thread_id, cancel, patience_ms
             if self._pending is not None:  # asked to stop between the claim and here
                 raise self._pending
 
@@ -143,7 +151,7 @@ class Attempt:
         with self._lock:
             if self._over or self._pending is not None:
                 return False
-            self._pending, self.abandon_at_boot_ms = reason, abandon_at_boot_ms
+            self._pending, self.abandon_at_boot_ms = reason, abandon_at_boot_ms + self._patience_ms
             if self._cancel is not None:
                 self._cancel()
             elif self._thread_id is not None:

@@ -13,9 +13,19 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from miniflow.limits import limits
 from miniflow.options import retry_policy, seconds, source_file
 from miniflow.payload import bind_signature
-from miniflow.registry import OnStall, RetryOption, Seconds, TaskSpec, active, submit_call
+from miniflow.registry import (
+    ExecutorName,
+    LimitsOption,
+    OnStall,
+    RetryOption,
+    Seconds,
+    TaskSpec,
+    active,
+    submit_call,
+)
 from miniflow.retry import RetryPolicy
 
 
@@ -30,8 +40,9 @@ class BaseJob:
     """A task written as a class: subclass it, write ``_perform`` (or ``handle``), and the class name is the task.
 
     Annotated attributes are the payload's fields, typed, with their defaults. A class without annotations takes any keywords.
-    Either way they are attributes when ``_perform`` runs. ``queue``, ``priority``, ``timeout``, ``max_retries`` and ``retry``
-    (and ``heartbeat``, ``on_stall``) set on the class are its options. What ``_perform`` returns is stored as text.
+    Either way they are attributes when ``_perform`` runs. ``queue``, ``priority``, ``timeout``, ``max_retries``, ``retry``,
+    ``heartbeat``, ``on_stall``, ``executor`` and ``limits`` set on the class are its options. What ``_perform`` returns is
+    stored as text.
     """
 
     queue: ClassVar[str] = "default"
@@ -41,6 +52,8 @@ class BaseJob:
     retry: ClassVar[RetryOption | None] = RetryPolicy(intervals=(60, 300, 900))
     heartbeat: ClassVar[Seconds | None] = None
     on_stall: ClassVar[OnStall | None] = None
+    executor: ClassVar[ExecutorName | None] = None
+    limits: ClassVar[LimitsOption | None] = None
 
     spec: ClassVar[TaskSpec]
 
@@ -70,6 +83,8 @@ class BaseJob:
             retry=retry_policy(cls.retry, f"{where}: retry"),
             heartbeat_s=seconds(cls.heartbeat, f"{where}: heartbeat"),
             on_stall=cls.on_stall,
+            executor=typing.cast("ExecutorName", cls.executor),
+            limits=limits(cls.limits, f"{where}: limits"),
             source=module_file or source_file(perform),
             as_text=True,
         )
@@ -83,7 +98,11 @@ class BaseJob:
         return Dispatched(submit_call(cls.spec, {} if queue is None else {"queue": queue}, (), fields))
 
 
-_OPTION_NAMES = frozenset({"queue", "priority", "timeout", "max_retries", "retry", "heartbeat", "on_stall", "spec"})
+_OPTION_NAMES = frozenset(
+    {
+        "queue", "priority", "timeout", "max_retries", "retry", "heartbeat", "on_stall", "executor", "limits", "spec",
+    }
+)  # fmt: skip
 
 
 def _fields_of(cls: type[BaseJob]) -> list[inspect.Parameter]:

@@ -14,15 +14,13 @@ Not caught: what is written to the file descriptor itself, by ``sys.stdout.buffe
 from __future__ import annotations
 
 import concurrent.futures.thread as pools
+import functools
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TextIO, cast
-
-from structlog.processors import format_exc_info
-from structlog.stdlib import ProcessorFormatter
 
 from miniflow.context import OUTSIDE, Place, place, stay
 
@@ -77,7 +75,12 @@ class Handler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter())
-        self._events = ProcessorFormatter(processors=[event_text])
+
+    @functools.cached_property
+    def _events(self) -> logging.Formatter:
+        from structlog.stdlib import ProcessorFormatter  # here: a child process without such events need not pay for it
+
+        return ProcessorFormatter(processors=[event_text])
 
     def createLock(self) -> None:
         self.lock = None
@@ -116,6 +119,8 @@ SAID_ELSEWHERE = frozenset(
 
 def event_text(_logger: Any, _name: str, event: Mapping[str, Any]) -> str:
     """A structlog event as text: what happened, its fields, its traceback."""
+    from structlog.processors import format_exc_info  # see above
+
     event = format_exc_info(_logger, _name, dict(event))
     fields = [f"{key}={value!r}" for key, value in event.items() if key not in SAID_ELSEWHERE]
     lines = [" ".join([str(event.get("event", "")), *fields]), event.get("exception"), stack_of(event)]

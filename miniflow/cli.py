@@ -47,7 +47,12 @@ Command = Callable[..., None]
 
 
 def main() -> None:
-    """The console script's entry."""
+    """The console script's entry, and that of the packaged executable."""
+    if sys.argv[1:2] in (["_child"], ["_warden"]):  # not for people: how jobs get processes of their own
+        from miniflow.executors import child, warden
+
+        (child if sys.argv[1] == child.COMMAND else warden).main()
+        return
     for stream in (sys.stdout, sys.stderr):
         _never_fail_on_a_character(stream)
     try:
@@ -134,9 +139,13 @@ def serve(**flags: Any) -> None:
       MINIFLOW_TOKEN=… miniflow serve --host 0.0.0.0
     """
     settings = load(flags)
-    from miniflow import app, declared, logs
+    from miniflow import app, command_tasks, declared, logs
 
-    application = app.Application(settings, declared=declared.from_table(read_table("schedules"), FILE))
+    application = app.Application(
+        settings,
+        declared=declared.from_table(read_table("schedules"), FILE),
+        commands=command_tasks.load_commands(read_table("commands"), Path.cwd()),
+    )
     # Only now: a server that cannot start leaves no folder behind.
     logs.set_up(settings.log_dir, settings.log_level, settings.log_format)
     if application.engine.loaded is not None:

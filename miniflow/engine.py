@@ -20,15 +20,19 @@ from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
 from miniflow.clocktrust import ClockTrust
+from miniflow.command_tasks import add_commands
 from miniflow.contract import Declared
 from miniflow.errors import JobReturned, StoreFull, StoreLocked
+from miniflow.executors.command import CommandExecutor
 from miniflow.executors.coroutine import AsyncLane
+from miniflow.executors.lane import ProcessLane
+from miniflow.executors.process import Children, Processes, ProcessExecutor, hello
 from miniflow.firing import Firing
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
 from miniflow.huey_execution import Services
-from miniflow.intake import Intake, submission_from_options
+from miniflow.intake import Intake, Submission, submission_from_options
 from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
 from miniflow.minutes import Minutes, WorkerUse
@@ -56,16 +60,18 @@ class Engine:
         huey: JobsHuey | None = None,
         specs: registry.Registry | None = None,
         declared: Sequence[Declared] = (),
+        commands: Sequence[TaskSpec] = (),
     ) -> None:
         """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests); ``declared`` are
-        the schedules of miniflow.toml."""
+        the schedules of miniflow.toml, ``commands`` the programs in it that are tasks."""
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         self.huey = huey or shared_huey
         guard.protect(settings.db)  # before the task files, which are code that could open it
         capture.install()  # and that may keep hold of sys.stdout
         try:
-            self.loaded: Loaded | None = None if specs is not None else load_tasks(Path(settings.tasks))
+            self._commands = list(commands)
+            self.loaded: Loaded | None = None if specs is not None else self._load()
             self.database = db.open_writer(
                 settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL"
             )
@@ -101,13 +107,16 @@ class Engine:
             begin=self.begin,
             max_result_bytes=settings.max_result_bytes,
             max_log_bytes=settings.max_log_bytes,
+            grace_ms=round(settings.stop_grace * 1000),
         )
         self.huey.attach(services, self.intake, self.database.path, self.registry)
         self.consumer = JobConsumer(
             self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers
         )
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
-        self.supervisor = self._supervising(services)
+        self.lane = self._lane(services)
+        self._least_ahead()
+        self.supervisor = self._supervisor(services)
         self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
         self.supervisor.also = self.minutes.look
         self.recovered = Recovered(0, 0, 0)
@@ -124,19 +133,6 @@ class Engine:
             timezone=settings.timezone,
             max_schedules=settings.max_schedules,
             max_batch=settings.max_batch,
-        )
-
-    def _supervising(self, services: Services) -> Supervisor:
-        return Supervisor(
-            self.jobs,
-            services.logs,
-            self.running,
-            self.consumer,
-            self.readahead,
-            self.registry,
-            self.clock,
-            grace_ms=round(self.settings.stop_grace * 1000),
-            least_ahead=lambda: self.settings.async_slots if self.has_async else 0,
         )
 
     # --------------------------------------------------------------------------------------------------------- start, stop
@@ -163,6 +159,7 @@ class Engine:
         self.writer.start()
         if self.settings.workers:
             self.async_lane.start()
+            self.lane.start()
             self.consumer.start()
             self.jobs.claiming = self.jobs.quarantine.open = True
             self.writer.nudge()
@@ -183,6 +180,7 @@ class Engine:
         """No further job is accepted or begun; what was claimed ahead goes back to the queue."""
         self.jobs.accepting = self.jobs.claiming = False
         self.async_lane.stop_taking()
+        self.lane.stop_taking()
         self.consumer.stop_taking()
         self._if_disk_allows(self.jobs.give_back_all)
 
@@ -202,6 +200,7 @@ class Engine:
             for attempt in late:
                 attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
         self.supervisor.stop()
+        self.lane.close()
         self.async_lane.close()
         registry.unbind_submit()
         self.huey.detach()
@@ -229,14 +228,64 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------------------------- tasks
 
-    @property
-    def has_async(self) -> bool:
-        return any(spec.executor == "async" for spec in self.registry)
+    def _load(self) -> Loaded:
+        """The task files as they are now, and the commands, each with the executor that it has here."""
+        loaded = load_tasks(Path(self.settings.tasks))
+        add_commands(loaded.registry, self._commands)
+        if self.settings.executor == "process":
+            loaded.registry.run_unsaid_in_processes()
+        return loaded
+
+    def _supervisor(self, services: Services) -> Supervisor:
+        return Supervisor(
+            self.jobs,
+            services.logs,
+            self.running,
+            self.consumer,
+            self.readahead,
+            self.registry,
+            self.clock,
+            grace_ms=services.grace_ms,
+            least_ahead=self._least_ahead,
+            jobs_elsewhere=lambda: self.lane.jobs_run,
+        )
+
+    def _lane(self, services: Services) -> ProcessLane:
+        """What runs jobs in other processes, made known to ``services``."""
+        settings = self.settings
+        processes = Processes(self.clock, grace_ms=services.grace_ms, niceness=settings.process_niceness)
+        children = Children(
+            processes,
+            lambda: hello(settings.tasks, debug=settings.log_level == "debug"),
+            jobs_max=settings.process_max_jobs,
+            memory_max=settings.process_max_bytes,
+        )
+        services.elsewhere["process"] = ProcessExecutor(processes, children, self._submit).run
+        services.elsewhere["command"] = CommandExecutor(processes).run
+        return ProcessLane(
+            self.readahead,
+            self.begin,
+            self.huey.run_attempt,
+            self.huey.refuse,
+            children,
+            prefix=self.prefix,
+            slots=settings.processes,
+            idle_s=settings.process_idle,
+        )
+
+    def _least_ahead(self) -> int:
+        """Rows to have claimed whatever the rate: as many as there are slots that nobody counts at the claim."""
+        executors = {spec.executor for spec in self.registry}
+        self.readahead.has_process_tasks = not executors.isdisjoint(("process", "command"))
+        return max(
+            self.settings.async_slots if "async" in executors else 0,
+            self.settings.processes * 2 if self.readahead.has_process_tasks else 0,
+        )
 
     def reload(self) -> Loaded:
         """Take up the task files as they are now. Jobs under way end with the code they began with; a file that fails to
         import leaves its tasks as they were."""
-        fresh = load_tasks(Path(self.settings.tasks))
+        fresh = self._load()
         broken = {str(failure.path) for failure in fresh.failures}
         for spec in self.registry:
             if spec.source in broken and fresh.registry.find(spec.name) is None:
@@ -247,14 +296,17 @@ class Engine:
                 fresh.registry.declare(declared)
         self.registry.replace_all(fresh.registry)
         self.huey.adopt(self.registry)
+        self.lane.children.renew()
         self.loaded = fresh
         self._if_disk_allows(lambda tx: self.schedules.take_up(tx, [*self._declared, *self.registry.schedules]))
         return fresh
 
     def submit(self, spec: TaskSpec, payload: str, options: dict[str, object]) -> str:
         """The hook behind ``task.submit()``: insert and wait for the commit; the job's id."""
-        job = self.intake.job(submission_from_options(spec.name, payload, options))
-        accepted = self.writer.call("insert", [job])
+        return self._submit(submission_from_options(spec.name, payload, options))
+
+    def _submit(self, submission: Submission) -> str:
+        accepted = self.writer.call("insert", [self.intake.job(submission)])
         return str(accepted[0].id)
 
     # ------------------------------------------------------------------------------------------------------------- running
@@ -271,8 +323,8 @@ class Engine:
     def roster(self) -> Roster:
         """Who works at what."""
         workers, coroutines = self.settings.workers, self.settings.async_slots
-        slots = Slots(workers, coroutines if workers else 0)
-        return Roster(self.clock, slots, threads=self.consumer.busy, running=self.running.all)
+        slots = Slots(workers, coroutines if workers else 0, self.lane.slots if workers else 0)
+        return Roster(self.clock, slots, threads=self.consumer.busy, processes=self.lane.busy, running=self.running.all)
 
     def worker_use(self) -> WorkerUse:
         return WorkerUse(
@@ -282,6 +334,7 @@ class Engine:
             self.supervisor.worker_busy_s,
             self.consumer.abandoned_total,
             self.consumer.deaf_threads(),
+            self.lane.use(),
         )
 
     def _begin_async(self, claimed: Claimed) -> Attempt:
@@ -292,7 +345,7 @@ class Engine:
 
     def _lane_of(self, task: str) -> str:
         spec = self.registry.find(task)
-        return "async" if spec is not None and spec.executor == "async" else "thread"
+        return "thread" if spec is None else "process" if spec.executor == "command" else spec.executor
 
 
 def _ranks(order: list[str]) -> Callable[[str], int]:

@@ -204,5 +204,28 @@ class JobReturned(JobInterrupted):
     """The server stops and the grace period is over: the job goes back to the queue, without an attempt counted."""
 
 
+class JobOverLimit(JobInterrupted):
+    """The running job went over one of its task's limits; the text says which."""
+
+
+class LimitExceeded(MiniFlowError):
+    """The job was ended because it went over one of its task's limits; the text says which."""
+
+
+class ProcessDied(MiniFlowError):
+    """The process that ran the job ended before the job did."""
+
+
+class TaskFailed(MiniFlowError):
+    """What a task raised in another process. ``error`` is its text with the name of its class, as a thread's would be."""
+
+    def __init__(
+        self, error_type: str, error: str, trace: str | None, *, final: bool = False, delay_s: float | None = None
+    ) -> None:
+        """``final``: no retry, whatever is left. ``delay_s``: it asked to run again after so long."""
+        super().__init__(error)
+        self.error_type, self.error, self.trace, self.final, self.delay_s = error_type, error, trace, final, delay_s
+
+
 class TaskExit(MiniFlowError):
     """A task tried to end the process (``sys.exit``, ``KeyboardInterrupt``): taken as its failure."""

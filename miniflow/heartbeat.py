@@ -60,7 +60,8 @@ class Heartbeats:
         for attempt in attempts:
             if passed_ms > AWAY_MS and attempt.progress is not None:
                 attempt.progress.passed_unseen(passed_ms)
-            if attempt.heartbeat_ms is None:
+            heartbeat_ms = attempt.heartbeat_ms  # read once: a process that is only starting takes it away for so long
+            if heartbeat_ms is None:
                 continue
             if attempt.heard:
                 attempt.heard = False
@@ -69,7 +70,7 @@ class Heartbeats:
                 attempt.silent_ms = 0
                 continue
             attempt.silent_ms += min(passed_ms, LOOK_MS_MAX)
-            if attempt.silent_ms >= attempt.heartbeat_ms and not attempt.stalled and attempt.pending is None:
+            if attempt.silent_ms >= heartbeat_ms and not attempt.stalled and attempt.pending is None:
                 self._has_stalled(attempt, boot_ms)
 
     def _has_stalled(self, attempt: Attempt, boot_ms: int) -> None:

@@ -23,15 +23,20 @@ from miniflow.errors import (
     HeartbeatMissed,
     JobCancelled,
     JobInterrupted,
+    JobOverLimit,
     JobStalled,
     JobTimeout,
+    LimitExceeded,
     NonRetryable,
     RetryAfter,
     StoreClosed,
     TaskExit,
+    TaskFailed,
     TooLarge,
 )
 from miniflow.executors import coroutine, thread
+from miniflow.executors.process import Job, RemoteResult
+from miniflow.executors.watch import near_limit, over_limit
 from miniflow.joblog import JobLog, JobLogs
 from miniflow.jobs import Jobs
 from miniflow.model import Ending, NewJob
@@ -59,11 +64,13 @@ class Services:
         begin: Callable[[Claimed, str], Attempt],
         max_result_bytes: int,
         max_log_bytes: int,
+        grace_ms: int,
     ) -> None:
         """``begin`` makes an attempt of a claimed row, for a worker of that id."""
-        self.jobs, self.clock, self.begin = jobs, clock, begin
+        self.jobs, self.clock, self.begin, self.grace_ms = jobs, clock, begin, grace_ms
         self.max_result_bytes = max_result_bytes
         self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
+        self.elsewhere: dict[str, Callable[[Job], RemoteResult]] = {}  # executors that run jobs in other processes
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
         self.contained: tuple[type[BaseException], ...] = (BaseException,)  # what ends the job and not the worker
 
@@ -121,13 +128,17 @@ class Execution:
         self.services.jobs.mark_begun(attempt, unproven=attempt.claimed.task not in proven)
         try:
             with context.use(self.context, self.open_log):
-                value = coroutine.run(attempt, call) if self.spec.executor == "async" else thread.run(attempt, call)
-            self.result = self._encode(value)
+                value = self._run(call)
+            self.result = value.text if isinstance(value, RemoteResult) else self._encode(value)
+            self._warn_of_result()
             return value
         except JobInterrupted as exc:
             raise self._interrupted(exc) from exc
         except Exception as exc:  # whatever the task raises; huey goes on with it
-            if isinstance(exc, RetryAfter):
+            if isinstance(exc, TaskFailed):
+                self.final = exc.final
+                self.delay_ms = None if exc.delay_s is None else round(exc.delay_s * 1000)
+            elif isinstance(exc, RetryAfter):
                 self.delay_ms = round(exc.delay_s * 1000)
             elif isinstance(exc, (NonRetryable, *self.spec.no_retry_on)):
                 self.final = True
@@ -140,14 +151,37 @@ class Execution:
             self.body_over = True
             proven.add(attempt.claimed.task)
 
+    def _run(self, call: Callable[[], Any]) -> Any:
+        executor = self.spec.executor
+        if executor == "thread":
+            return thread.run(self.attempt, call)
+        if executor == "async":
+            return coroutine.run(self.attempt, call)
+        return self.services.elsewhere[executor](self)
+
+    @property
+    def result_limit(self) -> tuple[str, int]:
+        """The limit of the result: its name, and bytes."""
+        limits = self.spec.limits
+        if limits is None or limits.result_bytes is None:
+            return "max_result_bytes", self.services.max_result_bytes
+        return "result_bytes", int(limits.result_bytes.kill)
+
+    def _warn_of_result(self) -> None:
+        limits = self.spec.limits
+        if limits is not None and limits.result_bytes is not None and self.result is not None:
+            size = len(self.result.encode())
+            if size > limits.result_bytes.warn:
+                self.write_log("WARNING", near_limit("result_bytes", size, limits.result_bytes))
+
     def _encode(self, value: Any) -> str | None:
-        limit = self.services.max_result_bytes
+        name, limit = self.result_limit
         try:
             if self.encode is None:
-                return outcome.encode_result(value, as_text=self.spec.as_text, limit=limit)
+                return outcome.encode_result(value, as_text=self.spec.as_text, limit=limit, limit_name=name)
             text = self.encode(value)
             if text is not None and len(text) > limit:
-                raise TooLarge("the result", len(text), "max_result_bytes", limit)
+                raise TooLarge("the result", len(text), name, limit)
             return text
         except Exception as exc:  # too large, no JSON, a cycle: the next attempt would return the same
             raise BadResult(str(exc) if isinstance(exc, TooLarge) else f"the result is not JSON: {exc}") from exc
@@ -160,6 +194,8 @@ class Execution:
             self.outcome = "timed_out"
             timed_out: Exception = TaskTimeout(f"timed out after {(self.attempt.claimed.timeout_ms or 0) / 1000:g} s")
             return timed_out
+        if isinstance(exc, JobOverLimit):  # the text is with the one that was asked: a thread raises the bare class
+            return LimitExceeded(str(self.attempt.pending or exc))
         cancelled: Exception = CancelExecution(retry=False)
         return cancelled
 
@@ -193,7 +229,27 @@ class Execution:
             late.log(getattr(logging, level), "job %s, %s: %s", self.attempt.claimed.id, when, message)
 
     def open_log(self) -> JobLog:
-        return self.attempt.log or self.services.logs.open(self.attempt)
+        return self.attempt.log or self._open_log()
+
+    def _open_log(self) -> JobLog:
+        log = self.services.logs.open(self.attempt)
+        limits = self.spec.limits
+        if limits is not None and limits.log_bytes is not None:
+            log.mark, log.marked = int(limits.log_bytes.warn), self._much_logged
+        return log
+
+    def _much_logged(self) -> None:
+        """The log has reached the next threshold of the task's own limit."""
+        log, limits = self.attempt.log, self.spec.limits
+        assert log is not None
+        assert limits is not None
+        assert limits.log_bytes is not None
+        if log.said >= limits.log_bytes.kill:
+            reason = JobOverLimit(over_limit("log_bytes", log.said, limits.log_bytes))
+            self.attempt.interrupt(reason, self.services.clock.boot_ms() + self.services.grace_ms)
+            return
+        log.mark = int(limits.log_bytes.kill)
+        log.add("WARNING", near_limit("log_bytes", log.said, limits.log_bytes))
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None:
         text = outcome.middle_out(str(message), MESSAGE_CHARS_MAX) if message else None
@@ -210,6 +266,9 @@ class Execution:
         shown: BaseException = exc
         if isinstance(exc, TaskTimeout | CancelExecution | HeartbeatMissed) and exc.__cause__:
             shown = exc.__cause__
+        if isinstance(shown, TaskFailed):  # it was raised in another process, and is told as if it had been here
+            self.error_type, self.error, self.trace = shown.error_type, shown.error, shown.trace
+            return
         self.error_type = "JobTimeout" if isinstance(exc, TaskTimeout) else type(shown).__name__
         if isinstance(exc, TaskTimeout | HeartbeatMissed):
             self.error = str(exc)
@@ -299,7 +358,10 @@ class Body:
             if run.raised is not None:
                 raised, run.raised = run.raised, None
                 raise raised
-            return run.run_body(self._body)
+            value = run.run_body(self._body)
+            if isinstance(value, RemoteResult):  # hooks and listeners want the value itself
+                return None if value.text is None else outcome.decode_json(value.text)
+            return value
         except Exception:  # whatever the task raises; huey goes on with it
             if run.final:
                 self._task.retries = 0

@@ -183,7 +183,7 @@ class JobLog:
     __slots__ = (
         "_ask_at", "_attempt", "_full", "_head_max", "_inside", "_left_bytes", "_left_lines", "_lock", "_logs", "_number",
         "_partial", "_rows", "_rows_size", "_seq", "_size", "_tail", "_tail_max", "_tail_size", "closed", "dirty", "ended",
-        "taken",
+        "mark", "marked", "said", "taken",
     )  # fmt: skip
 
     def __init__(self, logs: JobLogs, attempt: Attempt) -> None:
@@ -205,6 +205,9 @@ class JobLog:
         self._tail: deque[tuple[Row, int]] = deque()
         self._tail_size = self._left_lines = self._left_bytes = 0
         self.taken = 0  # bytes that the writer has taken
+        self.said = 0  # bytes that came from the attempt, kept or not
+        self.mark = sys.maxsize  # of ``said``: once there, ``marked`` is called
+        self.marked: Callable[[], None] = lambda: None
         self.dirty = False  # the writer knows that something waits here
         self.closed = False  # takes nothing more
         self.ended = False  # the end is posted: all that waits must go with it
@@ -234,14 +237,38 @@ class JobLog:
                     return False
                 if self._size >= self._head_max:
                     self._keep(row, size)
-                    return True
+                    break
                 if len(self._full) < WAITING_CHUNKS:
                     self._append(row, size)
-                    return True
+                    break
             pending = self._attempt.pending
             if pending is not None:  # a coroutine is not interrupted where it stands, as a thread is
                 raise pending
             time.sleep(HELD_BACK_S)
+        self.said += size
+        if self.said >= self.mark:
+            self._reached()
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether only the newest lines are kept from here on."""
+        return self._size >= self._head_max
+
+    def leave_out(self, lines: int, size: int) -> None:
+        """So many lines, of ``size`` bytes, came and are not given to a log that is full: they are counted as left out."""
+        self._attempt.heard = True
+        size += lines * STAMP_BYTES
+        with self._lock:
+            self._left_lines += lines
+            self._left_bytes += size
+        self.said += size
+        if self.said >= self.mark:
+            self._reached()
+
+    def _reached(self) -> None:
+        self.mark = sys.maxsize
+        self.marked()
 
     def write(self, stream: int, text: str) -> bool:
         """A piece of what is printed; each line break ends a line. False if it is not taken, see ``add``."""

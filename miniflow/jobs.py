@@ -86,7 +86,7 @@ class Jobs:
         self.quarantine = Quarantine(writer, readahead, clock)
         writer.every_group(self._bring_forward, due_in_s=self.quarantine.due_in_s)
         writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
-        writer.may_linger = lambda: len(readahead) > 0 and readahead.room() == 0
+        writer.may_linger = readahead.has_plenty
         readahead.on_room = writer.nudge
 
     # ------------------------------------------------------------------------------------------------------- becoming ready

@@ -22,7 +22,7 @@ from miniflow import statements as sql
 from miniflow.clock import Clock
 from miniflow.histogram import Histogram, JobTimes
 from miniflow.looplag import LoopLag
-from miniflow.minutes import WorkerUse
+from miniflow.minutes import ProcessUse, WorkerUse
 from miniflow.readers import Readers
 from miniflow.registry import Registry
 from miniflow.schedule_queries import OUTCOMES, STATUSES, ScheduleQueries
@@ -258,7 +258,7 @@ class Metrics:
     def _of_workers(self) -> Iterator[Metric]:
         use = self.use()
         busy = GaugeMetricFamily("worker_busy", "1 while the worker runs a job, else 0.", labels=["worker_id"])
-        for worker_id, is_busy in use.threads.items():
+        for worker_id, is_busy in {**use.threads, **use.processes.workers}.items():
             busy.add_metric([worker_id], int(is_busy))
         yield busy
         yield CounterMetricFamily(
@@ -274,6 +274,7 @@ class Metrics:
             value=use.abandoned,
         )
         yield _gauge("miniflow_deaf_threads", "Threads given up and still inside their job.", use.deaf)
+        yield from _of_processes(use.processes)
 
     def _of_the_program(self) -> Iterator[Metric]:
         sizes = HistogramMetricFamily("miniflow_writer_group_size", "Operations that the writer committed together.")
@@ -296,6 +297,20 @@ class Metrics:
         info = GaugeMetricFamily("miniflow_build_info", "Always 1; the labels tell.", labels=["version", "python"])
         info.add_metric([self._version, platform.python_version()], 1)
         yield info
+
+
+def _of_processes(use: ProcessUse) -> Iterator[Metric]:
+    yield _gauge("miniflow_process_jobs_running", "Jobs that run in processes now.", sum(use.workers.values()))
+    yield _gauge("miniflow_process_slots", "Jobs that may run in processes at once.", len(use.workers))
+    yield _gauge("miniflow_warm_processes", "Child processes that are there, with a job or waiting for one.", use.warm)
+    for name, text, total in (
+        ("miniflow_processes_started", "Processes started for jobs, children and commands.", use.started),
+        ("miniflow_processes_died", "Processes that ended under their job without being asked to.", use.died),
+        ("miniflow_processes_stopped", "Jobs whose processes were ended: a timeout, a cancel, a limit.", use.stopped),
+        ("miniflow_processes_left", "Processes that jobs had left running, ended with them.", use.left),
+        ("miniflow_processes_recycled", "Children replaced for their number of jobs or their size.", use.recycled),
+    ):
+        yield CounterMetricFamily(name, text, value=total)
 
 
 class _Once(Collector):

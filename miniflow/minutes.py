@@ -35,7 +35,26 @@ KEPT_MINUTES = 30 * 24 * 60
 PRUNED_MAX = 5_000  # rows deleted in one transaction
 HOURS = 24
 MEAN_OF = 100  # jobs that the mean of run times is taken of
-IDLE = {"thread": 0, "async": 0}
+IDLE = {"thread": 0, "async": 0, "process": 0}
+
+
+class ProcessUse(NamedTuple):
+    """What the processes of jobs do at a moment; totals are since the start."""
+
+    workers: dict[str, bool]
+    """By the worker's id, whether it has a job in a process."""
+    warm: int
+    """Child processes that are there, with a job or waiting for one."""
+    recycled: int
+    """Children that were replaced for having run their number of jobs, or for their size."""
+    started: int
+    """Processes, children and commands."""
+    died: int
+    """Of those, how many ended under a job without being asked to."""
+    stopped: int
+    """Jobs whose processes were ended for a timeout, a cancel or a limit."""
+    left: int
+    """Processes that jobs had left behind, and that were ended with them."""
 
 
 class WorkerUse(NamedTuple):
@@ -52,10 +71,15 @@ class WorkerUse(NamedTuple):
     """Threads given up since the start because their job was deaf to its timeout, or to a cancel."""
     deaf: int
     """Of those, how many are still inside their job."""
+    processes: ProcessUse = ProcessUse({}, 0, 0, 0, 0, 0, 0)
 
     @property
     def busy(self) -> dict[str, int]:
-        return {"thread": sum(self.threads.values()), "async": self.coroutines}
+        return {
+            "thread": sum(self.threads.values()),
+            "async": self.coroutines,
+            "process": sum(self.processes.workers.values()),
+        }
 
 
 class Minutes:

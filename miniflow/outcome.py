@@ -68,13 +68,13 @@ def failure(
     )
 
 
-def encode_result(value: Any, *, as_text: bool, limit: int) -> str | None:
+def encode_result(value: Any, *, as_text: bool, limit: int, limit_name: str = "max_result_bytes") -> str | None:
     """A task's return value as JSON text. TypeError for what is no JSON, TooLarge beyond ``limit`` bytes."""
     if value is None:
         return None
     data = encode_json(str(value) if as_text else value)
     if len(data) > limit:
-        raise TooLarge("the result", len(data), "max_result_bytes", limit)
+        raise TooLarge("the result", len(data), limit_name, limit)
     return data.decode()
 
 

@@ -4,7 +4,7 @@ One claim of a few hundred rows costs little more than a claim of one, so the wr
 here is still `queued`, for everybody to see, and still obeys: ``discard`` takes a cancelled one out, ``take_back`` all that a
 better arrival, a pause or a stop displaces. Taking a row out under the lock is the decision whether it was begun or not.
 
-There is a lane for each way of running, so that coroutines waiting for a slot do not keep jobs from free threads.
+There is a lane for each way of running, so that coroutines waiting for a slot, or processes, do not keep jobs from free threads.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from miniflow.attempts import Attempt, Claimed
 HELD_MAX = 4096
 """Rows claimed ahead in the worst case, when one lane is full and another is hungry."""
 
+LANES = ("thread", "async", "process")
+WAITED_FOR = ("thread", "process")
+"""The lanes that threads wait for."""
+
 Level = tuple[int, int]
 """Place of a job before its turn: (rank of its queue, minus priority); the smaller goes first."""
 
 
 class ReadAhead:
     def __init__(self, *, lane_of: Callable[[str], str], rank_of: Callable[[str], int], target_max: int = 1024) -> None:
-        """``lane_of(task)`` is "thread" or "async"; ``rank_of(queue)`` the place of a queue in the order of service."""
+        """``lane_of(task)`` is one of LANES; ``rank_of(queue)`` the place of a queue in the order of service."""
         self._lane_of, self._rank_of = lane_of, rank_of
         self._lock = threading.Lock()
-        self._ready = threading.Condition(self._lock)
+        self._ready = {lane: threading.Condition(self._lock) for lane in WAITED_FOR}
         self._held: dict[int, Claimed] = {}
         self._levels: Counter[Level] = Counter()
-        self._lanes: dict[str, list[tuple[int, int, int, int]]] = {"thread": [], "async": []}
-        self._idle_threads = 0
+        self._lanes: dict[str, list[tuple[int, int, int, int]]] = {lane: [] for lane in LANES}
+        self._idle = dict.fromkeys(WAITED_FOR, 0)
+        self.has_process_tasks = True  # False: that lane need not be filled
         self.target_max = target_max
         self.target = target_max
         self.more = True  # the file may have ready rows that are not claimed
@@ -40,7 +45,7 @@ class ReadAhead:
         self.on_room: Callable[[], None] | None = None  # called when it is time to claim more
 
     def __repr__(self) -> str:
-        return f"<ReadAhead [{len(self._held)} held, {self._idle_threads} idle threads | target {self.target}]>"
+        return f"<ReadAhead [{len(self._held)} held, {self.idle_threads} idle threads | target {self.target}]>"
 
     def __len__(self) -> int:
         return len(self._held)
@@ -48,7 +53,7 @@ class ReadAhead:
     @property
     def idle_threads(self) -> int:
         """Threads that wait for a job right now."""
-        return self._idle_threads
+        return self._idle["thread"]
 
     def level(self, queue: str, priority: int) -> Level:
         return (self._rank_of(queue), -priority)
@@ -58,13 +63,22 @@ class ReadAhead:
         held = len(self._held)
         if held <= self.target // 2:
             return self.target - held
-        if self._idle_threads and not self._lanes["thread"] and held < HELD_MAX:
+        if held < HELD_MAX and (self._hungry("thread") or (self.has_process_tasks and self._hungry("process"))):
             return min(self.target, HELD_MAX - held)
         return 0
 
+    def has_plenty(self) -> bool:
+        """Is there so much at hand that nobody waits for the next claim? Not even where one lane stands idle beside what
+        another has to work off: otherwise each of its ends would be a commit of its own."""
+        held = len(self._held)
+        return held > 0 and (held > self.target_max // 4 or self.room() == 0)
+
+    def _hungry(self, lane: str) -> bool:
+        return self._idle[lane] > 0 and not self._lanes[lane]
+
     def push(self, rows: Iterable[Claimed]) -> None:
         """Offer claimed rows to the workers."""
-        counts = {"thread": 0, "async": 0}
+        counts = dict.fromkeys(LANES, 0)
         lanes: dict[str, str] = {}
         levels: dict[tuple[str, int], Level] = {}
         with self._lock:
@@ -76,8 +90,9 @@ class ReadAhead:
                 self._levels[level] += 1
                 heapq.heappush(self._lanes[lane], (*level, row.turn, row.seq))
                 counts[lane] += 1
-            if counts["thread"] and self._idle_threads:
-                self._ready.notify(counts["thread"])
+            for lane, ready in self._ready.items():
+                if counts[lane] and self._idle[lane]:
+                    ready.notify(counts[lane])
         if counts["async"] and self.on_async is not None:
             self.on_async()
 
@@ -98,11 +113,11 @@ class ReadAhead:
             while not heap:
                 if not timeout_s or stopped():
                     return None
-                self._idle_threads += 1
+                self._idle[lane] += 1
                 if self.more and self.on_room is not None and self.room():
                     self.on_room()
-                woken = self._ready.wait(timeout_s)
-                self._idle_threads -= 1
+                woken = self._ready[lane].wait(timeout_s)
+                self._idle[lane] -= 1
                 if not woken:
                     return None
             if stopped():
@@ -141,7 +156,8 @@ class ReadAhead:
 
     def wake_all(self) -> None:
         with self._lock:
-            self._ready.notify_all()
+            for ready in self._ready.values():
+                ready.notify_all()
 
     def _drop_level(self, level: Level) -> None:
         self._levels[level] -= 1

@@ -17,14 +17,17 @@ import re
 import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from miniflow import context
+from miniflow import limits as limits_of
 from miniflow.contract import Declared
 from miniflow.errors import InvalidRequest, MiniFlowError, UnknownTask
+from miniflow.limits import Limits
 from miniflow.options import retry_policy, seconds, source_file
 from miniflow.payload import Binding, bind_signature
+from miniflow.programs import Program
 from miniflow.retry import RetryPolicy
 
 NAME_CHARS_MAX = 200
@@ -34,14 +37,15 @@ MAX_RETRIES_MAX = 1000
 CLOSE_MATCHES = 3
 """Names proposed for one that is not known."""
 
-EXECUTORS = ("thread", "async")
-ExecutorName = Literal["thread", "async"]
+EXECUTORS = ("thread", "async", "process", "command")
+ExecutorName = Literal["thread", "async", "process", "command"]
 OnStall = Literal["warn", "retry", "fail"]
 ON_STALL: tuple[OnStall, ...] = ("warn", "retry", "fail")
 ON_STALL_DEFAULT: OnStall = "retry"
 HEARTBEAT_S_MIN = 1.0
 """The supervisor looks a few times a second, and must not take a breath for the end."""
 Seconds = float | dt.timedelta
+LimitsOption = Limits | Mapping[str, Any]
 RetryOption = RetryPolicy | Mapping[str, Any] | Sequence[float]
 
 _QUEUE = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
@@ -64,6 +68,7 @@ class TaskSpec:
 
     ``executor``, ``description`` and ``source`` are found from the function where they are left out: ``async def`` runs on the
     loop, the rest in threads. ``native`` is False for tasks made by huey's own decorators. ``as_text`` stores ``str(result)``.
+    ``program`` is what a task with the executor "command" runs, in the words of ``miniflow.toml``.
     """
 
     name: str
@@ -85,6 +90,10 @@ class TaskSpec:
     source: str = ""
     native: bool = True
     as_text: bool = False
+    limits: Limits | None = None
+    program: Program | None = None
+    chosen: bool = field(default=False, compare=False)
+    """Whether the executor was said, and not found."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -99,7 +108,10 @@ class TaskSpec:
             seconds(getattr(self, f"{option}_s"), f"{where}: {option}")
         _check_heartbeat(self.heartbeat_s, self.on_stall, where)
         _check_exceptions(f"{where}: no_retry_on", self.no_retry_on)
-        object.__setattr__(self, "executor", _executor(self.executor, self.function, where))
+        object.__setattr__(self, "chosen", self.chosen or self.executor is not None)
+        if self.program is None:
+            object.__setattr__(self, "executor", _executor(self.executor, self.function, where))
+        limits_of.check(self.limits, self.executor, f"{where}: limits")
         object.__setattr__(self, "description", self.description or self.binding.description.partition("\n")[0].strip())
         object.__setattr__(self, "source", self.source or source_file(self.function))
 
@@ -155,13 +167,15 @@ def _executor(wanted: str | None, function: Callable[..., Any], where: str) -> E
         return "async" if coroutine else "thread"
     if wanted not in EXECUTORS:
         raise ValueError(f"{where}: executor {wanted!r} is none of {', '.join(EXECUTORS)}")
+    if wanted == "command":
+        raise TypeError(f"{where}: executor='command' is for programs, which are declared in miniflow.toml")
     if wanted == "async" and not coroutine:
         raise TypeError(
             f"{where}: executor='async' needs an async def: a plain function would hold up all others on the loop"
         )
-    if wanted == "thread" and coroutine:
+    if wanted in ("thread", "process") and coroutine:
         raise TypeError(
-            f"{where}: executor='thread' cannot run an async def: a thread has no event loop to await it on"
+            f"{where}: executor={wanted!r} cannot run an async def: a {wanted} has no event loop to await it on"
         )
     return typing.cast("ExecutorName", wanted)
 
@@ -231,6 +245,13 @@ class Registry:
         """Take over the tasks and schedules of ``other``, all at once; whoever reads meanwhile sees the old or the new."""
         with self._lock:
             self._tasks, self._schedules = dict(other._tasks), dict(other._schedules)
+
+    def run_unsaid_in_processes(self) -> None:
+        """Those tasks that would run in threads, and did not say so, run in processes from now on."""
+        with self._lock:
+            for name, spec in self._tasks.items():
+                if spec.executor == "thread" and spec.native and not spec.chosen:
+                    self._tasks[name] = replace(spec, executor="process")
 
     def __iter__(self) -> Iterator[TaskSpec]:
         tasks = self._tasks
@@ -378,6 +399,7 @@ def task(
     heartbeat: Seconds | None = ...,
     on_stall: OnStall | None = ...,
     executor: ExecutorName | None = ...,
+    limits: LimitsOption | None = ...,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 
@@ -398,6 +420,7 @@ def task(
     heartbeat: Seconds | None = None,
     on_stall: OnStall | None = None,
     executor: ExecutorName | None = None,
+    limits: LimitsOption | None = None,
 ) -> Any:
     """Make a task of a function: ``@task``, or ``@task(queue="mail", timeout=30)``. Durations are seconds or a timedelta.
 
@@ -424,6 +447,7 @@ def task(
             heartbeat_s=seconds(heartbeat, f"{where}: heartbeat"),
             on_stall=on_stall,
             executor=typing.cast("ExecutorName", executor),
+            limits=limits_of.limits(limits, f"{where}: limits"),
         )
         active().add(spec)
         return Task(spec)

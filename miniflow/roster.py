@@ -14,8 +14,8 @@ from miniflow.clock import Clock, rfc3339
 
 
 class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads are there all the time, coroutines while
-    they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds."""
+    """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads, and slots for processes, are there all the
+    time, coroutines while they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds."""
 
     id: str
     executor: str
@@ -35,6 +35,7 @@ class Slots(msgspec.Struct):
 
     thread: int
     coroutine: int = msgspec.field(name="async")
+    process: int = 0
 
 
 class Roster:
@@ -44,28 +45,31 @@ class Roster:
         slots: Slots,
         *,
         threads: Callable[[], Iterable[str]],
+        processes: Callable[[], Iterable[str]],
         running: Callable[[], list[Attempt]],
     ) -> None:
-        """``threads()`` are the ids of the threads that take jobs, ``running()`` the attempts under way."""
+        """``threads()`` are the ids of the threads that take jobs, ``processes()`` of those that wait for processes,
+        ``running()`` the attempts under way."""
         self._clock, self.slots = clock, slots
-        self._threads, self._running = threads, running
+        self._threads, self._processes, self._running = threads, processes, running
 
     def __repr__(self) -> str:
         return f"<Roster [{len(self._running())} running | {self.slots}]>"
 
     def workers(self) -> list[Worker]:
-        """Threads first."""
+        """Threads first, then those with processes."""
         now_ms = self._clock.now_ms()
-        threads = dict.fromkeys(self._threads())
+        there = dict.fromkeys(self._threads(), "thread") | dict.fromkeys(self._processes(), "process")
         coroutines: list[Worker] = []
-        by_thread: dict[str, Worker] = {}
+        busy: dict[str, Worker] = {}
         for attempt in self._running():
-            if attempt.worker_id in threads:
-                by_thread[attempt.worker_id] = _busy(attempt, "thread", now_ms)
+            executor = there.get(attempt.worker_id)
+            if executor is not None:
+                busy[attempt.worker_id] = _busy(attempt, executor, now_ms)
             else:
                 coroutines.append(_busy(attempt, "async", now_ms))
-        idle = (by_thread.get(name) or Worker(id=name, executor="thread", busy=False) for name in threads)
-        return [*idle, *coroutines]
+        staying = (busy.get(name) or Worker(id=name, executor=kind, busy=False) for name, kind in there.items())
+        return [*staying, *coroutines]
 
 
 def _busy(attempt: Attempt, executor: str, now_ms: int) -> Worker:

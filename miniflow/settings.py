@@ -21,7 +21,7 @@ from miniflow.timetable import zone
 
 ENV_PREFIX = "MINIFLOW_"
 FILE = "miniflow.toml"
-TABLES = ("schedules",)
+TABLES = ("schedules", "commands")
 """What stands in that file beside the settings."""
 SECONDS_MAX = 366 * 86_400
 """The longest duration that a setting can be: beyond a year it is a typo, and infinity cannot be counted in milliseconds."""
@@ -53,6 +53,27 @@ SETTINGS = (
     Setting("port", Annotated[int, msgspec.Meta(ge=0, le=65535)], 8000, "the port to listen on; 0 takes a free one"),
     Setting("tasks", str, "./tasks", "the folder of task files"),
     Setting("workers", _at_least(0), 4, "threads that run jobs; 0 accepts jobs and runs none"),
+    Setting(
+        "executor",
+        Literal["thread", "process"],
+        "thread",
+        "where plain functions run whose task does not say: in a thread of the server, or in a process of their own",
+    ),
+    Setting("processes", _COUNT, 4, "jobs that run at once in processes of their own, commands among them"),
+    Setting(
+        "process_niceness",
+        Annotated[int, msgspec.Meta(ge=0, le=19)],
+        10,
+        "how far such processes stand back behind the server (nice)",
+    ),
+    Setting("process_max_jobs", _COUNT, 10_000, "jobs that a warm process runs before another takes its place"),
+    Setting(
+        "process_max_bytes",
+        _COUNT,
+        536_870_912,
+        "size in memory beyond which a warm process is not used for another job",
+    ),
+    Setting("process_idle", _SECONDS, 300.0, "seconds after which a warm process that has no job ends"),
     Setting("async_slots", _COUNT, 100, "`async def` jobs that run at once"),
     Setting("queues", str, "*", "queues to serve, first one first, separated by commas; `*` is all the others"),
     Setting("grace", _SECONDS, 30.0, "seconds that running jobs get to end when the server stops"),
@@ -73,7 +94,7 @@ SETTINGS = (
         "stop_grace",
         _SECONDS,
         3.0,
-        "seconds that a job gets to end after a timeout or a cancel, before its thread is abandoned",
+        "seconds that a job gets to end after a timeout or a cancel, before its process is killed or its thread abandoned",
     ),
     Setting("max_payload_bytes", _COUNT, 1_048_576, "size of one job's payload"),
     Setting("max_body_bytes", _COUNT, 67_108_864, "size of a request's body (a batch)"),
@@ -103,6 +124,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     tasks: str = "./tasks"
     workers: int = 4
+    executor: str = "thread"
+    processes: int = 4
+    process_niceness: int = 10
+    process_max_jobs: int = 10_000
+    process_max_bytes: int = 536_870_912
+    process_idle: float = 300.0
     async_slots: int = 100
     queues: str = "*"
     grace: float = 30.0

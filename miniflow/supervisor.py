@@ -45,7 +45,9 @@ class Supervisor:
         *,
         grace_ms: int,
         least_ahead: Callable[[], int],
+        jobs_elsewhere: Callable[[], int] = lambda: 0,
     ) -> None:
+        """``jobs_elsewhere()``: how many jobs were run in processes since the start."""
         self._jobs, self._logs, self._running, self._consumer, self._readahead, self._registry, self._clock = (
             jobs,
             logs,
@@ -55,7 +57,7 @@ class Supervisor:
             registry,
             clock,
         )
-        self._grace_ms, self._least_ahead = grace_ms, least_ahead
+        self._grace_ms, self._least_ahead, self._jobs_elsewhere = grace_ms, least_ahead, jobs_elsewhere
         self._heartbeats = Heartbeats(jobs.writer, logs, clock, grace_ms=grace_ms)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
@@ -100,7 +102,7 @@ class Supervisor:
         Counted in jobs a second and not by their run times: those include waiting for the GIL, and would say "slow" of the
         fastest.
         """
-        done, elapsed_ms = self._consumer.jobs_run(), boot_ms - self._paced_at_ms
+        done, elapsed_ms = self._consumer.jobs_run() + self._jobs_elsewhere(), boot_ms - self._paced_at_ms
         rate = max(done - self._paced_done, 0) * 1000 / max(elapsed_ms, 1)
         self.worker_busy_s += sum(self._consumer.busy().values()) * max(elapsed_ms, 0) / 1000
         self._paced_done, self._paced_at_ms = done, boot_ms
@@ -115,7 +117,9 @@ class Supervisor:
         claimed, reason = attempt.claimed, attempt.pending
         seconds = self._grace_ms / 1000
         words = (
-            f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: "
+            "its process was killed and has not ended, which only the system can explain (a broken disk?): it was abandoned"
+            if attempt.killable
+            else f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: "
             "it was abandoned and goes on in the background"
         )
         ending: Ending
@@ -137,7 +141,8 @@ class Supervisor:
                 now_ms=self._clock.now_ms(),
                 delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,
             )
-        self._logs.last_word(attempt, "WARNING", f"{ending.error}; run such a job in a process to have it killed")
+        advice = "" if attempt.killable else "; run such a job in a process to have it killed"
+        self._logs.last_word(attempt, "WARNING", f"{ending.error}{advice}")
         self._jobs.post_end(ending)
         self._consumer.abandon(attempt)
         log.warning("job %s (%s): %s", claimed.id, claimed.task, ending.error)

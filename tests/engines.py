@@ -139,6 +139,7 @@ class Engines:
         engine.consumer.stop_flag.set()
         engine.readahead.wake_all()
         engine.async_lane.stop_taking()
+        engine.lane.stop_taking()
         engine.supervisor.stop()
         registry.unbind_submit()
         engine.writer.close()

@@ -104,9 +104,17 @@ def tasks(session: Session, name: str | None) -> None:
         session.lines(task_card(found[0], session.width))
 
 
+RUNS = {
+    "thread": "in a thread",
+    "async": "on the event loop",
+    "process": "in a process of its own",
+    "command": "as a program",
+}
+
+
 def task_card(task: TaskInfo, width: int | None) -> list[Text]:
     """A task in words."""
-    runs = "on the event loop" if task.executor == "async" else "in a thread"
+    runs = RUNS.get(task.executor, task.executor)
     lines = pairs(
         [
             ("task", task.name),
@@ -256,10 +264,12 @@ def _totals(queues: list[QueueInfo], width: int | None) -> list[Text]:
 
 
 def _workers(workers: list[WorkerInfo], width: int | None) -> list[Text]:
-    threads = [worker for worker in workers if worker.executor != "async"]
-    busy = sum(worker.busy for worker in threads)
-    tasks = sum(worker.busy for worker in workers) - busy
-    head = Text(f"{count(len(threads), 'worker thread')}, {busy} busy; {tasks} async", "bold")
+    by = {kind: [worker for worker in workers if worker.executor == kind] for kind in ("thread", "process", "async")}
+    busy = {kind: sum(worker.busy for worker in those) for kind, those in by.items()}
+    apart = f"; {busy['process']} of {len(by['process'])} in processes" if by["process"] else ""
+    head = Text(
+        f"{count(len(by['thread']), 'worker thread')}, {busy['thread']} busy{apart}; {busy['async']} async", "bold"
+    )
     running = [worker for worker in workers if worker.busy]
     if not running:
         return [head]

@@ -37,6 +37,7 @@ QUEUE = {
 TASK = {
     "name": "greet", "description": "Greet somebody, more than once if need be.", "queue": "default", "priority": 0,
     "executor": "thread", "max_retries": 5, "timeout": 900.0, "ttl": None, "heartbeat": None, "on_stall": None,
+    "limits": None,
     "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1}, "module": "greet", "file": "tasks/greet.py",
     "schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
 }  # fmt: skip

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import msgspec
 from litestar import Response, get
 
+from miniflow import limits
 from miniflow.errors import NotFound
 from miniflow.queries import QueueInfo
 from miniflow.registry import ON_STALL_DEFAULT, TaskSpec
@@ -51,7 +52,8 @@ def _with_service(backend: Backend, queue: QueueInfo) -> QueueInfo:
 
 class TaskInfo(msgspec.Struct, kw_only=True):
     """A task that can be submitted, and what holds for its jobs where a submit does not say. Times are seconds; null: no
-    limit. ``heartbeat`` and ``on_stall``: silent for how long a job is stalled, and what happens then."""
+    limit. ``heartbeat`` and ``on_stall``: silent for how long a job is stalled, and what happens then. ``limits`` has
+    [warn, kill] for each limit of the task's own, in bytes, seconds or a number of files."""
 
     name: str
     description: str
@@ -67,6 +69,7 @@ class TaskInfo(msgspec.Struct, kw_only=True):
     module: str | None
     file: str
     schema: dict[str, Any]
+    limits: dict[str, list[float | None]] | None
 
 
 @get("/api/v1/tasks", summary="The tasks that can be submitted")
@@ -99,15 +102,17 @@ def _task(backend: Backend, spec: TaskSpec) -> TaskInfo:
         heartbeat=spec.heartbeat_s or None,
         on_stall=(spec.on_stall or ON_STALL_DEFAULT) if spec.heartbeat_s else None,
         retry=msgspec.structs.asdict(spec.retry or RetryPolicy()),
-        module=getattr(inspect.unwrap(spec.function), "__module__", None),
+        module=None if spec.program else getattr(inspect.unwrap(spec.function), "__module__", None),
         file=spec.source,
         schema=spec.binding.json_schema(),
+        limits=limits.shown(spec.limits),
     )
 
 
 @get("/api/v1/workers", summary="Who works at what")
 async def list_workers(backend: Backend) -> Response[bytes]:
-    """Each worker thread, busy or not, and each `async def` job that runs. ``slots`` is how many jobs may run at once."""
+    """Each worker thread and each slot for a job in a process, busy or not, and each `async def` job that runs. ``slots`` is how
+    many jobs may run at once."""
     return respond({"items": backend.roster.workers(), "slots": backend.roster.slots})
 
 

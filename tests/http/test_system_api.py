@@ -149,7 +149,7 @@ def test_a_task_says_what_holds_for_its_jobs(client: httpx.Client, server: Serve
     schema = found.pop("schema")
     assert found == {
         "name": "report", "description": "Make a report.", "queue": "reports", "priority": 5, "executor": "thread",
-        "max_retries": 7, "timeout": 30.0, "ttl": 60.0, "heartbeat": None, "on_stall": None,
+        "max_retries": 7, "timeout": 30.0, "ttl": 60.0, "heartbeat": None, "on_stall": None, "limits": None,
         "file": str(server.tasks / "more.py"), "module": found["module"],
         "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1, "intervals": [1.0, 2.0]},
     }  # fmt: skip
@@ -183,7 +183,7 @@ def test_workers_are_idle_until_they_have_a_job_and_then_say_which(client: httpx
     idle = wait_until(workers, until=lambda items: not any(item["busy"] for item in items))
     assert [item.keys() for item in idle] == [{"id", "executor", "busy"}] * 3
     assert len({item["id"] for item in idle}) == 3
-    assert client.get("/api/v1/workers").json()["slots"] == {"thread": 3, "async": 7}
+    assert client.get("/api/v1/workers").json()["slots"] == {"thread": 3, "async": 7, "process": 4}
 
     gate = {"gate": str(tmp_path / "gate")}
     jobs = [submit(client, "hold", gate)["id"], submit(client, "group/endless", gate, queue="async")["id"]]
@@ -204,6 +204,6 @@ def test_workers_are_idle_until_they_have_a_job_and_then_say_which(client: httpx
 
 def test_a_server_without_workers_has_none_and_serves_no_queue(tmp_path: Path) -> None:
     with Server(tmp_path, {"sample.py": TASKS}, workers=0) as server, server.client() as client:
-        assert client.get("/api/v1/workers").json() == {"items": [], "slots": {"thread": 0, "async": 0}}
+        assert client.get("/api/v1/workers").json() == {"items": [], "slots": {"thread": 0, "async": 0, "process": 0}}
         submit(client, "add", {"a": 1})
         assert queue(client, "default")["served"] is False

@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
-    ("errors", "states", "clock", "looplag", "ids", "retry"),
+    ("errors", "states", "clock", "looplag", "ids", "retry", "limits", "programs"),
     ("timetable", "contract", "wording"),
     (
         "settings",
@@ -31,7 +31,7 @@ LAYERS = (
         "context",
         "options",
     ),
-    ("registry", "basejob", "declared", "loader", "db", "migrations"),
+    ("registry", "basejob", "declared", "loader", "command_tasks", "db", "migrations"),
     ("attempts", "readahead", "model", "notices", "operations", "histogram", "writer", "quarantine", "readers"),
     (
         "jobs",

@@ -325,6 +325,19 @@ def test_a_thread_without_work_beside_a_full_lane_of_coroutines_makes_room() -> 
     thread.join(5)
 
 
+def test_there_is_plenty_for_one_lane_though_another_stands_idle() -> None:
+    ahead = make(target_max=400)
+    assert not ahead.has_plenty()
+    thread = started(lambda: take(ahead, timeout_s=60))
+    wait_for_idle(ahead, 1)
+    ahead.push([row(seq, task="a") for seq in range(100)])
+    assert (ahead.room() > 0, ahead.has_plenty()) == (True, False)
+    ahead.push([row(100, task="a")])
+    assert (ahead.room() > 0, ahead.has_plenty()) == (True, True)
+    ahead.push([row(101)])
+    thread.join(5)
+
+
 def test_even_then_no_more_is_held_than_the_limit() -> None:
     ahead = make(target_max=readahead.HELD_MAX)
     ahead.push([row(seq, task="a") for seq in range(readahead.HELD_MAX - 5)])

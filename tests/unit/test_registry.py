@@ -109,10 +109,41 @@ def test_a_coroutine_function_cannot_run_in_a_thread() -> None:
         spec_of(fetch, executor="thread")
 
 
-@pytest.mark.parametrize("executor", ["process", "command", "dask", ""])
+@pytest.mark.parametrize("executor", ["dask", ""])
 def test_an_executor_that_is_not_there_is_refused_naming_those_that_are(executor: Any) -> None:
-    with pytest.raises(ValueError, match="is none of thread, async"):
+    with pytest.raises(ValueError, match="is none of thread, async, process, command"):
         spec_of(executor=executor)
+
+
+def test_a_coroutine_function_cannot_run_in_a_process() -> None:
+    with pytest.raises(TypeError, match="a process has no event loop"):
+        spec_of(fetch, executor="process")
+
+
+def test_a_function_cannot_be_a_command() -> None:
+    with pytest.raises(TypeError, match=r"declared in miniflow\.toml"):
+        spec_of(executor="command")
+
+
+@pytest.mark.parametrize("name", ["memory", "cpu_seconds", "open_files"])
+def test_what_only_a_process_can_be_held_to_is_no_limit_of_a_thread(tasks: Registry, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} can be limited only with executor='process'"):
+        task(limits={name: 100})(add)
+    task(limits={name: 100}, executor="process")(add)
+
+
+def test_by_default_those_run_in_processes_that_did_not_say_otherwise(tasks: Registry) -> None:
+    @task
+    def unsaid() -> None: ...
+
+    @task(executor="thread")
+    def said() -> None: ...
+
+    @task
+    async def coroutine() -> None: ...
+
+    tasks.run_unsaid_in_processes()
+    assert {spec.name: spec.executor for spec in tasks} == {"unsaid": "process", "said": "thread", "coroutine": "async"}
 
 
 def test_a_function_that_yields_is_refused(tasks: Registry) -> None:

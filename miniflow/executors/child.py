@@ -1,0 +1,333 @@
+"""A child process: takes jobs from the server through a pipe and runs them, one at a time, until the pipe ends.
+
+It is this program started anew, and imports the task files as the server does. It never opens the database: what a job logs,
+its progress and the jobs that it submits go through the pipe too. Messages come in by what was standard input and go out by
+what was standard output; both are put out of the way first, so that a task may print to them, or close them, as it likes. What it
+writes there by itself (C code, programs that it starts) ends up in the pipe of standard error, which the server reads.
+
+A stop comes as SIGTERM and raises JobCancelled or JobTimeout where the job is. The end of the server is the end of the child,
+whatever the job does: see ``_follow_the_server``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import msgspec
+
+from miniflow import capture, context, outcome, registry
+from miniflow.clock import SystemClock
+from miniflow.context import JobContext
+from miniflow.errors import (
+    BadResult,
+    InvalidRequest,
+    JobCancelled,
+    JobInterrupted,
+    JobTimeout,
+    MiniFlowError,
+    NonRetryable,
+    RetryAfter,
+    SettingsError,
+    TaskExit,
+    TooLarge,
+    UnknownTask,
+)
+from miniflow.executors.messages import (
+    Beat,
+    Done,
+    Failed,
+    Frames,
+    Hello,
+    Progress,
+    Run,
+    Said,
+    Submit,
+    Submitted,
+    ToChild,
+    frame,
+)
+from miniflow.executors.remotelog import RemoteLog
+from miniflow.intake import submission_from_options
+from miniflow.loader import Loaded, load_tasks
+from miniflow.registry import TaskSpec
+
+COMMAND = "_child"
+CHUNK_BYTES = 16_384
+PROGRESS_CHARS_MAX = 16_000
+BEAT_EVERY_MS = 200  # at most: a job may say as often as it likes that it is alive
+SURE_END_S = 1.0  # within which a child whose server is gone has ended, whatever its job does
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def main() -> NoReturn:
+    """Serve until the server closes the pipe."""
+    came_in, goes_out = _take_over_streams()
+    faulthandler.enable(2, all_threads=False)
+    child = Child(came_in, goes_out)
+    hello = child.next_message()
+    if isinstance(hello, Hello):
+        child.prepare(hello)
+        child.serve()
+    os._exit(0)
+
+
+def _take_over_streams() -> tuple[int, int]:
+    """The two pipes of messages, moved where nobody looks for them: no program that a task starts inherits them."""
+    came_in, goes_out = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return came_in, goes_out
+
+
+class Child:
+    def __init__(self, came_in: int, goes_out: int) -> None:
+        self._in, self._out = came_in, goes_out
+        self._frames = Frames(ToChild)
+        self._ready: list[Any] = []
+        self._sending = threading.Lock()
+        self._asking = threading.Lock()
+        self._clock = SystemClock()
+        self._loaded: Loaded | None = None
+        self._pending: JobInterrupted | None = None
+        self._beat_at_ms = 0
+        self.run: Run | None = None  # the job under way
+
+    def __repr__(self) -> str:
+        return f"<Child {os.getpid()} [{self.run.task if self.run else 'idle'}]>"
+
+    # ------------------------------------------------------------------------------------------------------- the pipes
+
+    def next_message(self) -> Any:
+        """The next message; None at the end of the server."""
+        while not self._ready:
+            data = os.read(self._in, CHUNK_BYTES)
+            if not data:
+                return None
+            self._ready += self._frames.feed(data)
+        return self._ready.pop(0)
+
+    def send(self, message: Any) -> None:
+        """Whole messages only, from any thread; waits while the server does not read."""
+        data = frame(message)
+        with self._sending:
+            while data:
+                data = data[os.write(self._out, data) :]
+
+    # ----------------------------------------------------------------------------------------------------- the beginning
+
+    def prepare(self, hello: Hello) -> None:
+        """Become what the server is, as far as tasks can see: its paths, its task files, its ways to log."""
+        sys.path[:] = hello.path
+        os.environ.pop("PYTHONPATH", None)
+        if hello.pythonpath is not None:
+            os.environ["PYTHONPATH"] = hello.pythonpath
+        _follow_the_server(self._in)
+        for name in ("SIGINT", "SIGBREAK"):  # a Ctrl-C in the terminal is for the server
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        signal.signal(getattr(signal, "SIGBREAK", signal.SIGTERM), self._on_stop)
+        logging.getLogger().setLevel(logging.DEBUG if hello.debug else logging.INFO)
+        logging.getLogger("miniflow.task").setLevel(logging.DEBUG if hello.debug else logging.INFO)
+        capture.install()
+        registry.bind_submit(self._submit)
+        try:
+            self._loaded = load_tasks(Path(hello.tasks))
+        except SettingsError as exc:  # the folder has gone since
+            print(exc, file=sys.stderr)
+        self.send(Beat())
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        run = self.run
+        if run is None:  # between two jobs: the server ends us
+            return
+        late = run.deadline_ms is not None and self._clock.boot_ms() >= run.deadline_ms
+        self._pending = JobTimeout("the job is over its timeout") if late else JobCancelled("the job was cancelled")
+        raise self._pending
+
+    # ----------------------------------------------------------------------------------------------------------- jobs
+
+    def serve(self) -> None:
+        """One job after the other."""
+        while (message := self.next_message()) is not None:
+            try:
+                answer = self._answer(message)
+            except JobInterrupted as exc:  # it came just after the job had ended
+                answer = _failed(exc)
+            self._pending = None
+            if has_children():
+                answer.leaves = True
+            try:
+                self.send(answer)
+            except JobInterrupted:  # it is being ended, and nobody waits for the answer
+                return
+
+    def _answer(self, run: Run) -> Done | Failed:
+        spec = self._loaded.registry.find(run.task) if self._loaded is not None else None
+        if spec is None:
+            return self._unknown(run.task)
+        log = RemoteLog(self.send)
+        try:
+            self.run = run
+            with context.use(lambda: self._context(run), lambda: log):
+                args, kwargs = spec.binding.arguments(run.payload)
+                if spec.binding.context_parameter is not None:
+                    kwargs = {**kwargs, spec.binding.context_parameter: context.current()}
+                with open_files(run.open_files):
+                    value = spec.function(*args, **kwargs)
+                return Done(encode(spec, value, run))
+        except BaseException as exc:  # whatever the task raises is the job's failure, and the child goes on
+            return _failed(exc, spec, run)
+        finally:
+            self.run = None
+            log.close()
+
+    def _unknown(self, task: str) -> Failed:
+        failures = [] if self._loaded is None else self._loaded.failures
+        errors = "; ".join(f"{failure.path.name} failed there: {failure.error}" for failure in failures)
+        words = f"the task {task!r} was not found in the process that was to run it" + (f": {errors}" if errors else "")
+        return Failed("UnknownTask", words, None, final=True)
+
+    def _context(self, run: Run) -> JobContext:
+        def write_progress(done: float, total: float | None, message: str | None) -> None:
+            self.send(Progress(done, total, outcome.middle_out(str(message), PROGRESS_CHARS_MAX) if message else None))
+
+        return JobContext(
+            job_id=run.id,
+            task=run.task,
+            queue=run.queue,
+            attempt=run.attempt,
+            max_retries=run.max_retries,
+            payload=run.payload,
+            request_id=run.request_id or run.id,
+            meta=outcome.decode_json(run.meta) if run.meta else None,
+            tags=tuple(outcome.decode_json(run.tags)) if run.tags else (),
+            write_log=lambda level, message: self.send(Said(level, outcome.middle_out(message, PROGRESS_CHARS_MAX))),
+            write_progress=write_progress,
+            beat=self._beat,
+            pending_interrupt=lambda: self._pending,
+            deadline_ms=run.deadline_ms,
+            boot_ms=self._clock.boot_ms,
+        )
+
+    def _beat(self) -> None:
+        now = self._clock.boot_ms()
+        if now >= self._beat_at_ms:
+            self._beat_at_ms = now + BEAT_EVERY_MS
+            self.send(Beat())
+
+    def _submit(self, spec: TaskSpec, payload: str, options: dict[str, Any]) -> str:
+        """The hook behind ``task.submit()``: the server inserts the job, and it is committed when this returns."""
+        submission = submission_from_options(spec.name, payload, options)
+        with self._asking:  # threads of the job take turns
+            if self.run is None:
+                raise MiniFlowError("the job has ended, and submits nothing any more")
+            self.send(Submit(msgspec.json.encode(submission)))
+            answer = self.next_message()
+        if not isinstance(answer, Submitted):
+            raise MiniFlowError("the server is gone")
+        if answer.job_id is None:
+            raise InvalidRequest(answer.field, answer.reason)
+        return answer.job_id
+
+
+def encode(spec: TaskSpec, value: Any, run: Run) -> str | None:
+    """The result as JSON text; BadResult where it is none, or over the limit."""
+    try:
+        return outcome.encode_result(value, as_text=spec.as_text, limit=run.result_bytes, limit_name=run.result_limit)
+    except Exception as exc:  # no JSON, a cycle, too large: the next attempt would return the same
+        raise BadResult(str(exc) if isinstance(exc, TooLarge) else f"the result is not JSON: {exc}") from exc
+
+
+def _failed(exc: BaseException, spec: TaskSpec | None = None, run: Run | None = None) -> Failed:
+    if isinstance(exc, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+        cause = exc
+        exc = TaskExit(f"the task raised {type(cause).__name__}({cause}); a task ends by returning")
+        exc.__cause__, exc.__traceback__ = cause, cause.__traceback__
+    final = isinstance(exc, (NonRetryable, UnknownTask, *(spec.no_retry_on if spec is not None else ())))
+    try:
+        words = str(exc)
+    except Exception as broken:  # an exception of the task's own, whose text raises in its turn
+        words = f"(no words: {type(broken).__name__})"
+    error = f"{type(exc).__name__}: {words}" if words else type(exc).__name__
+    if run is not None and run.open_files is not None and getattr(exc, "errno", None) == 24:  # EMFILE
+        error += f" (the task's limit open_files is {run.open_files})"
+    return Failed(
+        type(exc).__name__,
+        outcome.middle_out(error, outcome.ERROR_CHARS_MAX),
+        outcome.middle_out(outcome.format_traceback(exc), outcome.TRACEBACK_CHARS_MAX),
+        final=final,
+        bad_result=isinstance(exc, BadResult),
+        delay_s=exc.delay_s if isinstance(exc, RetryAfter) else None,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the system
+
+
+class open_files:
+    """Within a ``with`` block the process may have so many files open; None: as many as ever."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    def __enter__(self) -> None:
+        if self._limit is None:
+            return
+        try:
+            import resource
+        except ImportError:  # Windows: the server looks now and then
+            self._limit = None
+            return
+        self._before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        hard = self._before[1]
+        least = self._limit if hard == resource.RLIM_INFINITY else min(self._limit, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))
+
+    def __exit__(self, *_: object) -> None:
+        if self._limit is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._before)
+
+
+def has_children() -> bool:
+    """Whether a process that was started here is still there, or waits to be reaped: one look, where the system has it. The
+    child is the reaper of orphans below it, so those that were detached count."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            pass  # a zombie, which is reaped with that
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _follow_the_server(pipe: int) -> None:
+    """End with the server, even if it is killed: by its closing the pipe, and on Linux by a signal of the kernel besides, for a
+    job that lets no other thread run. (What the job has started is the warden's to end.)"""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(pipe, 0)  # nothing but its end
+
+        def follow() -> None:
+            poll.poll()
+            os.killpg(0, signal.SIGKILL)  # itself, and what the job has started
+
+        threading.Thread(target=follow, name="miniflow-server", daemon=True).start()

@@ -1,0 +1,92 @@
+"""Ends the processes of jobs when their server has died without doing so.
+
+A process of its own, since the server cannot: ``kill -9`` leaves it no time. It waits for the end of its standard input, which
+the server holds open, and then ends everything that carries the server's mark. After a stop in order it finds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import IO
+
+import psutil
+
+from miniflow.executors import tree
+
+COMMAND = "_warden"
+LOOKS, LOOK_S = 200, 0.02
+LOOKS_AT_LEAST = 5  # a process that was just being started shows up a moment later
+
+
+class Warden:
+    """The server's end of it."""
+
+    def __init__(self, mark: str) -> None:
+        """``mark`` is the server's; those of its processes begin with it and a dot."""
+        self._process = subprocess.Popen(
+            tree.program(COMMAND, mark),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=tree.program_environment(),
+            start_new_session=tree.POSIX,
+            creationflags=0 if tree.POSIX else getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        stdin = self._process.stdin
+        assert stdin is not None
+        self._stdin: IO[bytes] = stdin
+
+    def __repr__(self) -> str:
+        return f"<Warden process {self._process.pid}>"
+
+    def dismiss(self) -> None:
+        """The server has ended its processes itself."""
+        self._stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
+
+
+def main() -> None:
+    """In the process of its own: wait for the end of the server, then end what it has left."""
+    mark = sys.argv[2]
+    for number in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, number):
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    for look in range(LOOKS):
+        found = tree.marked(lambda found: found.startswith(f"{mark}."))
+        groups = set()
+        for process in found:
+            groups.add(_group(process.pid))
+            try:
+                process.kill()
+            except psutil.Error:  # it has ended
+                pass
+        for group in groups - {None, _group(os.getpid())}:
+            _end_group(group)
+        if not found and look >= LOOKS_AT_LEAST:
+            return
+        time.sleep(LOOK_S)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid) if tree.POSIX else None
+    except OSError:  # it has ended
+        return None
+
+
+def _end_group(group: int | None) -> None:
+    try:
+        if group is not None:
+            os.killpg(group, signal.SIGKILL)
+    except OSError:  # nobody is left in it
+        pass

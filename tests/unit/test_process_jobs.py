@@ -1,0 +1,505 @@
+"""Jobs in processes of their own, and programs as jobs: what goes in, what comes out, and which child is used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from miniflow.command_tasks import load_commands
+from miniflow.engine import Engine
+from miniflow.executors.process import how_it_ended
+from miniflow.huey_adapter import JobsHuey
+from miniflow.settings import Settings
+from miniflow.states import State
+from tests.engines import Row, cancel, history, row, submit, wait_for_state
+from tests.invariants import check_invariants, read
+from tests.waiting import wait_until
+
+TASKS = '''
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from miniflow import JobCancelled, NonRetryable, RetryAfter, current_job, task
+
+AT_IMPORT = os.getpid()
+calls = 0
+
+
+@task(executor="process")
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@task(executor="process")
+def who() -> list[int]:
+    """Its process, and how many such jobs that has run."""
+    global calls
+    calls += 1
+    return [os.getpid(), calls]
+
+
+@task(executor="process", max_retries=0)
+def bad(text: str) -> None:
+    raise LookupError(text)
+
+
+@task(executor="process", max_retries=3)
+def bad_for_good() -> None:
+    raise NonRetryable("never")
+
+
+@task(executor="process", max_retries=1)
+def bad_once() -> str:
+    if current_job().attempt == 1:
+        raise RetryAfter(0, "once more")
+    return f"attempt {current_job().attempt}"
+
+
+@task(executor="process", max_retries=3)
+def returning_no_json() -> object:
+    return object()
+
+
+@task(executor="process", max_retries=0)
+def leaving() -> None:
+    sys.exit(3)
+
+
+@task(executor="process")
+def talking() -> None:
+    print("printed")
+    logging.getLogger("mine").warning("logged")
+    current_job().log("said", level="ERROR")
+    os.write(1, b"past Python \\xff\\n")
+    os.system("echo from a program")
+    print("half a line", end="")
+
+
+@task(executor="process")
+def reporting(gate: str) -> None:
+    current_job().progress(3, 10, "three")
+    print("begun")
+    while not Path(gate).exists():
+        time.sleep(0.005)
+
+
+@task(executor="process")
+def submitting(task: str) -> str:
+    return {"add": add, "bad": bad}[task].submit(a=1) if task == "add" else bad.submit()
+
+
+@task(executor="process")
+def context() -> dict:
+    job = current_job()
+    return {"id": job.job_id, "meta": job.meta, "tags": list(job.tags), "queue": job.queue}
+
+
+@task(executor="process")
+def waiting(note: str, seconds: float = 60) -> str:
+    Path(note).touch()
+    try:
+        time.sleep(seconds)
+    except JobCancelled:
+        print("tidied up")
+        raise
+    return "slept"
+
+
+@task(executor="process", max_retries=0, heartbeat=1.2)
+def beating(note: str) -> str:
+    """Alive for longer than its heartbeat, and then silent."""
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        current_job().heartbeat()
+        time.sleep(0.01)
+    Path(note).touch()
+    time.sleep(60)
+
+
+@task
+def unsaid() -> bool:
+    return AT_IMPORT != int(os.environ["SERVER"])
+
+
+@task(executor="thread")
+def said() -> bool:
+    return AT_IMPORT != int(os.environ["SERVER"])
+'''
+
+
+def script(text: str) -> list[str]:
+    """The beginning of an argv; its braces are braces."""
+    return [sys.executable, "-S", "-c", text.replace("{", "{{").replace("}", "}}")]
+
+
+COMMANDS: dict[str, Any] = {
+    "echo_input": {"argv": script("import sys; print('said'); print(sys.stdin.read())")},
+    "echo_env": {
+        "argv": script("import json, os; print(json.dumps({k: v for k, v in os.environ.items() if 'MINIFLOW' in k}))"),
+        "env": {"MINIFLOW_MINE": "1"},
+    },
+    "echo_argv": {"argv": [*script("import json, sys; print(json.dumps(sys.argv[1:]))"), "{a}", "x{a}"]},
+    "steps": {
+        "argv": script(
+            "import time, pathlib, sys, json\n"
+            "print('begun', flush=True)\n"
+            "print(json.dumps({'progress': 0.4, 'message': 'well'}), flush=True)\n"
+            "gate = pathlib.Path(json.load(sys.stdin)['gate'])\n"
+            "while not gate.exists(): time.sleep(0.005)\n"
+            "print('done'); print('to stderr', file=sys.stderr)"
+        )
+    },
+    "write_result": {
+        "argv": script("import os; open(os.environ['MINIFLOW_RESULT_FILE'], 'w').write('{\"a\": [1]}'); print('[2]')")
+    },
+    "write_junk": {"argv": script("import os; open(os.environ['MINIFLOW_RESULT_FILE'], 'w').write('{')"), "max_retries": 3},
+    "exit": {
+        "argv": [*script("import sys; print('last words'); sys.exit(int(sys.argv[1]))"), "{code}"],
+        "success": [0, 3],
+        "retryable": [75],
+        "retry": [0],
+        "max_retries": 1,
+    },
+    "kill": {"argv": script("import os; os.kill(os.getpid(), 15)"), "max_retries": 0},
+    "missing": {"argv": ["no-such-program", "{a}"], "max_retries": 3},
+    "nowhere": {"argv": [sys.executable, "-V"], "cwd": "/no/such/folder", "max_retries": 3},
+    "no_text": {"argv": script("import os; os.write(1, b'caf\\xe9\\n\\xff\\xfe\\n')")},
+    "sleep": {"argv": script("import time; print('begun', flush=True); time.sleep(60)")},
+}  # fmt: skip
+
+
+def make(folder: Path, **more: Any) -> Engine:
+    tasks = folder / "tasks"
+    tasks.mkdir(exist_ok=True)
+    (tasks / "jobs.py").write_text(TASKS)
+    values = {"workers": 1, "processes": 2, "stop_grace": 0.4} | more
+    settings = Settings(db=str(folder / "jobs.db"), tasks=str(tasks), **values)
+    made = Engine(settings, huey=JobsHuey(), commands=load_commands(COMMANDS, folder))
+    made.start()
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    made = make(tmp_path_factory.mktemp("processes"))
+    yield made
+    made.stop(5)
+    check_invariants(made.database.path, stopped=True, replayed=True)
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """One with settings of its own."""
+    running: list[Engine] = []
+
+    def with_settings(**settings: Any) -> Engine:
+        running.append(make(tmp_path, **settings))
+        return running[-1]
+
+    yield with_settings
+    for one in running:
+        one.stop(5)
+        check_invariants(one.database.path, stopped=True, replayed=True)
+
+
+def end(engine: Engine, task: str, payload: Any = None, **options: Any) -> Row:
+    return wait_for_state(engine.database.path, submit(engine, task, payload, **options), timeout_s=20)
+
+
+def result(engine: Engine, task: str, payload: Any = None, **options: Any) -> Any:
+    ended = end(engine, task, payload, **options)
+    assert ended.state == State.COMPLETED, ended
+    return None if ended.result is None else json.loads(ended.result)
+
+
+def lines(engine: Engine, job_id: str) -> list[tuple[str, str]]:
+    """(level, message) of the job's log."""
+    sql = "SELECT level, message FROM logs JOIN jobs ON jobs.seq = job_seq WHERE jobs.id = ? ORDER BY logs.id"
+    with closing(read(engine.database.path)) as connection:
+        return list(connection.execute(sql, (job_id,)))
+
+
+# ------------------------------------------------------------------------------------------------------- what a job sees
+
+
+def test_a_result_comes_back_and_is_not_computed_here(engine: Engine) -> None:
+    assert result(engine, "add", {"a": 40}) == 42
+    assert result(engine, "who")[0] != os.getpid()
+
+
+def test_the_job_knows_itself(engine: Engine) -> None:
+    job_id = submit(engine, "context", {}, tags=["a", "b"], meta={"k": [1]}, queue="other")
+    ended = wait_for_state(engine.database.path, job_id, timeout_s=20)
+    assert json.loads(ended.result or "") == {
+        "id": job_id, "meta": {"k": [1]}, "tags": ["a", "b"], "queue": "other",
+    }  # fmt: skip
+
+
+def test_what_it_says_is_in_its_log_wherever_it_says_it(engine: Engine) -> None:
+    ended = end(engine, "talking")
+    said = lines(engine, ended.id)
+    assert {("INFO", "printed"), ("WARNING", "logged"), ("ERROR", "said"), ("INFO", "half a line")} <= set(said)
+    assert {("INFO", "past Python \ufffd"), ("INFO", "from a program")} <= set(said)
+    assert len(said) == 6
+
+
+def test_log_and_progress_are_there_while_it_runs(engine: Engine, tmp_path: Path) -> None:
+    job_id = submit(engine, "reporting", {"gate": str(tmp_path / "gate")})
+    found = wait_until(lambda: row(engine.database.path, job_id), 20, "the progress", until=lambda job: job.progress)
+    wait_until(lambda: lines(engine, job_id), 5, "the line")
+    assert json.loads(found.progress or "").items() >= {"done": 3, "total": 10, "message": "three"}.items()
+    assert row(engine.database.path, job_id).state == State.RUNNING
+    (tmp_path / "gate").touch()
+    assert wait_for_state(engine.database.path, job_id).state == State.COMPLETED
+
+
+def test_it_submits_other_jobs_and_a_wrong_call_fails_where_it_is_made(engine: Engine) -> None:
+    other = result(engine, "submitting", {"task": "add"})
+    assert wait_for_state(engine.database.path, other).result == "3"
+    ended = end(engine, "submitting", {"task": "bad"}, max_retries=0)
+    assert "text" in (ended.last_error or "")
+
+
+# ------------------------------------------------------------------------------------------------------- failing, ending
+
+
+def test_what_it_raises_is_told_as_if_it_had_been_raised_here(engine: Engine) -> None:
+    ended = end(engine, "bad", {"text": "no such thing"})
+    assert (ended.state, ended.last_error) == (State.DEAD_LETTER, "LookupError: no such thing")
+    assert [kind for _, _, kind in history(engine.database.path, ended.id)] == ["LookupError"]
+
+
+@pytest.mark.parametrize(
+    ("task", "attempts", "words"),
+    [
+        ("bad_for_good", 1, "NonRetryable: never"),
+        ("returning_no_json", 1, "the result is not JSON"),
+        ("leaving", 1, "the task raised SystemExit(3)"),
+    ],
+)
+def test_no_retry_where_none_is_of_use(engine: Engine, task: str, attempts: int, words: str) -> None:
+    ended = end(engine, task)
+    assert (ended.state, ended.attempt) == (State.DEAD_LETTER, attempts)
+    assert words in (ended.last_error or "")
+
+
+def test_it_says_when_to_try_again(engine: Engine) -> None:
+    assert result(engine, "bad_once") == "attempt 2"
+
+
+def test_a_cancel_is_seen_at_once_and_the_end_of_it_when_the_process_has_stopped(
+    engine: Engine, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    job_id = submit(engine, "waiting", {"note": str(note)})
+    wait_until(note.exists, 20, "it to begin")
+    begun = time.monotonic()
+
+    assert cancel(engine, job_id) == State.RUNNING
+    assert row(engine.database.path, job_id).cancel_requested_at is not None
+
+    assert wait_for_state(engine.database.path, job_id).state == State.CANCELLED
+    assert time.monotonic() - begun < 3
+    assert ("INFO", "tidied up") in lines(engine, job_id)
+
+
+def test_a_silent_process_is_stopped_and_one_that_says_it_is_alive_is_not(engine: Engine, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    ended = wait_for_state(engine.database.path, submit(engine, "beating", {"note": str(note)}), timeout_s=20)
+    assert note.exists(), "it was stopped while it said that it was alive"
+    assert ended.state == State.DEAD_LETTER
+    assert "heartbeat" in (ended.last_error or "")
+
+
+def test_a_timeout_is_for_the_run_and_a_ttl_for_the_wait(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make_engine(processes=1)
+    first = submit(engine, "waiting", {"note": str(tmp_path / "first")}, timeout=1.0)
+    wait_until((tmp_path / "first").exists, 20, "the only slot to be taken")
+    late = submit(engine, "add", {"a": 1}, ttl=0.1)
+
+    assert wait_for_state(engine.database.path, late, timeout_s=10).state == State.EXPIRED
+    ended = wait_for_state(engine.database.path, first, State.RETRYING, State.DEAD_LETTER, timeout_s=10)
+    assert ended.last_error == "timed out after 1 s"
+    cancel(engine, first)
+
+
+# -------------------------------------------------------------------------------------------------------------- children
+
+
+def test_a_child_is_used_again_until_it_has_run_its_number_of_jobs(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(processes=1, process_max_jobs=3)
+    ran = [result(engine, "who") for _ in range(5)]
+    assert [count for _, count in ran] == [1, 2, 3, 1, 2]
+    assert len({pid for pid, _ in ran}) == 2
+    assert engine.lane.children.recycled_total == 1
+    assert not psutil.pid_exists(ran[0][0])
+
+
+def test_a_child_over_its_size_is_not_used_again(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(processes=1, process_max_bytes=1)
+    assert [result(engine, "who")[1] for _ in range(2)] == [1, 1]
+
+
+def test_a_child_that_nobody_needs_ends(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(processes=1, process_idle=0)
+    pid = result(engine, "who")[0]
+    engine.lane.children.retire(0)
+    assert not psutil.pid_exists(pid)
+    assert result(engine, "who")[1] == 1
+
+
+def test_after_a_reload_jobs_run_with_the_new_code(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(processes=1)
+    assert result(engine, "add", {"a": 1}) == 3
+    path = Path(engine.settings.tasks) / "jobs.py"
+    path.write_text(TASKS.replace("return a + b", "return a * 100"))
+    os.utime(path, (1, 1))  # another time than that of the compiled file, whatever the clock's grain
+
+    engine.reload()
+
+    assert result(engine, "add", {"a": 1}) == 100
+
+
+def test_the_default_is_for_those_that_do_not_say(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER", str(os.getpid()))
+    engine = make_engine(executor="process", processes=1)
+    assert result(engine, "unsaid") is True
+    assert result(engine, "said") is False
+
+
+def test_jobs_in_processes_do_not_take_the_threads_of_others(engine: Engine, tmp_path: Path) -> None:
+    notes = [tmp_path / str(n) for n in range(3)]
+    jobs = [submit(engine, "waiting", {"note": str(note)}) for note in notes]
+    wait_until(lambda: sum(note.exists() for note in notes), 20, "two to run", until=(2).__eq__)
+    assert {worker: busy for worker, busy in engine.lane.busy().items() if not busy} == {}
+
+    assert wait_for_state(engine.database.path, submit(engine, "said"), State.DEAD_LETTER, State.RETRYING)  # no SERVER
+
+    for job in jobs:
+        cancel(engine, job)
+    for job in jobs:
+        assert wait_for_state(engine.database.path, job).state == State.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, "has closed its pipe"),
+        (7, "exit code 7"),
+        (-11, "killed by SIGSEGV (it touched"),
+        (-99, "killed by signal 99"),
+    ],
+)
+def test_an_end_in_words(code: int | None, words: str) -> None:
+    assert words in how_it_ended(code)
+
+
+# -------------------------------------------------------------------------------------------------------------- programs
+
+
+def test_the_payload_is_on_standard_input_and_the_last_line_is_the_result(engine: Engine) -> None:
+    ended = end(engine, "echo_input", {"a": "ü", "b": [1]})
+    assert json.loads(ended.result or "") == {"a": "ü", "b": [1]}
+    assert [message for _, message in lines(engine, ended.id)] == ["said", '{"a":"ü","b":[1]}']
+
+
+def test_the_payload_is_in_the_environment(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIFLOW_TOKEN", "secret")
+    found = result(engine, "echo_env", {"a-b": 1, "text": "x y", "n": 3}, queue="q")
+    assert found.pop("MINIFLOW_JOB_ID") == found.pop("MINIFLOW_REQUEST_ID"), "where the request had none"
+    assert found.pop("MINIFLOW_RESULT_FILE")
+    assert found.pop("MINIFLOW_PROCESS")
+    assert json.loads(found.pop("MINIFLOW_PAYLOAD")) == {"a-b": 1, "text": "x y", "n": 3}
+    assert found == {
+        "MINIFLOW_TASK": "echo_env", "MINIFLOW_QUEUE": "q", "MINIFLOW_ATTEMPT": "1",
+        "MINIFLOW_PAYLOAD_TEXT": "x y", "MINIFLOW_PAYLOAD_N": "3", "MINIFLOW_MINE": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["$(id)", "a b; c", "*", "-n", "'\"\\", "{a}", "ü\n"])
+def test_a_value_is_one_argument_as_it_is(engine: Engine, value: str) -> None:
+    assert result(engine, "echo_argv", {"a": value}) == [value, f"x{value}"]
+
+
+def test_lines_and_progress_of_a_program_are_live(engine: Engine, tmp_path: Path) -> None:
+    job_id = submit(engine, "steps", {"gate": str(tmp_path / "gate")})
+    found = wait_until(lambda: row(engine.database.path, job_id), 20, "the progress", until=lambda job: job.progress)
+    assert json.loads(found.progress or "").items() >= {"done": 0.4, "total": 1.0, "message": "well"}.items()
+    wait_until(lambda: lines(engine, job_id), 5, "a line", until=[("INFO", "begun")].__eq__)
+    (tmp_path / "gate").touch()
+    ended = wait_for_state(engine.database.path, job_id)
+    assert (ended.state, ended.result) == (State.COMPLETED, None)
+    assert sorted(lines(engine, job_id)) == [("INFO", "begun"), ("INFO", "done"), ("WARNING", "to stderr")]
+
+
+def test_the_result_file_comes_before_the_last_line(engine: Engine) -> None:
+    assert result(engine, "write_result") == {"a": [1]}
+
+
+def test_a_result_file_that_is_no_json_fails_for_good(engine: Engine) -> None:
+    ended = end(engine, "write_junk")
+    assert (ended.state, ended.attempt) == (State.DEAD_LETTER, 1)
+    assert "MINIFLOW_RESULT_FILE" in (ended.last_error or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "attempts"),
+    [(0, State.COMPLETED, 1), (3, State.COMPLETED, 1), (75, State.DEAD_LETTER, 2), (1, State.DEAD_LETTER, 1)],
+)
+def test_exit_codes_mean_what_the_table_says(engine: Engine, code: int, state: State, attempts: int) -> None:
+    ended = end(engine, "exit", {"code": code})
+    assert (ended.state, ended.attempt) == (state, attempts)
+    if state == State.DEAD_LETTER:
+        assert f"the program ended with exit code {code}; last output: last words" in (ended.last_error or "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_a_program_that_is_killed_is_told_with_the_signal(engine: Engine) -> None:
+    assert "ProcessDied: the program was killed by SIGTERM" in (end(engine, "kill").last_error or "")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("missing", "the program 'no-such-program' was not found (PATH is "),
+        ("nowhere", "/no/such/folder does not exist"),
+    ],
+)
+def test_what_cannot_be_started_fails_for_good_and_says_why(engine: Engine, task: str, words: str) -> None:
+    ended = end(engine, task, {"a": 1})
+    assert (ended.state, ended.attempt) == (State.DEAD_LETTER, 1)
+    assert words in (ended.last_error or "")
+
+
+def test_output_that_is_no_text_is_shown_as_well_as_can_be(engine: Engine) -> None:
+    ended = end(engine, "no_text")
+    assert (ended.state, ended.result) == (State.COMPLETED, None)
+    assert [message for _, message in lines(engine, ended.id)] == ["caf\ufffd", "\ufffd\ufffd"]
+
+
+def test_a_program_is_cancelled_as_a_function_is(engine: Engine) -> None:
+    job_id = submit(engine, "sleep")
+    wait_until(lambda: lines(engine, job_id), 20, "it to begin")
+    assert cancel(engine, job_id) == State.RUNNING
+    assert wait_for_state(engine.database.path, job_id).state == State.CANCELLED
+
+
+def test_waiting_threads_are_those_of_the_slots(engine: Engine) -> None:
+    """No thread is left behind by a job: as many as there are slots wait for processes."""
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("Process-")]
+    assert len(names) == 2
