@@ -29,7 +29,7 @@ from miniflow import db, statements
 from miniflow.bench import calibrate
 from miniflow.bench.plan import Outcome, Plan
 from miniflow.bench.processes import LoadProcess, ServerProcess, empty_route_server, server_with
-from tests.bench import logs, schedules
+from tests.bench import logs, processes, schedules
 
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = calibrate.BODY
@@ -118,9 +118,9 @@ def batch_submits(folder: str) -> list[Row]:
     ]
 
 
-def drained(path: str, jobs: int) -> float:
+def drained(path: str, jobs: int, workers: int = 4, executor: str = "thread") -> float:
     """Jobs a second, in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.drain", path, str(jobs), "4"]
+    command = [sys.executable, "-m", "tests.bench.drain", path, str(jobs), str(workers), executor]
     return float(subprocess.run(command, cwd=ROOT, timeout=600, check=True, capture_output=True).stdout)
 
 
@@ -138,6 +138,59 @@ def drain(folder: str) -> list[Row]:
             f"{ratio:.2f} of raw claim-and-complete ({b:,.0f}/s)",
             "0.35",
         )
+    ]
+
+
+def warm_children(folder: str) -> list[Row]:
+    """The same, through children instead of threads."""
+    a, b, ratio = pairs(
+        lambda: drained(fresh(folder), 20_000, 2, "process"), lambda: drained(fresh(folder), 20_000, 4, "thread")
+    )
+    return [
+        (
+            "draining 20,000 no-op jobs through two warm children",
+            f"{a:,.0f} jobs/s",
+            f"{ratio:.2f} of the thread executor ({b:,.0f}/s)",
+            "0.5",
+        )
+    ]
+
+
+def processes_apart(folder: str) -> list[Row]:
+    """Jobs in processes: the slot of a killed one, and reads beside four that compute."""
+    tasks = processes.write_tasks(folder)
+    grace = processes.GRACE_S
+    with server(fresh(folder), workers=1, processes=1, stop_grace=grace, tasks=tasks) as running:
+        bench = processes.Processes(running.url)
+        bench.slot_free_ms(folder)
+        free = sorted(bench.slot_free_ms(folder) - grace * 1000 for _ in range(11))
+    with server(fresh(folder), workers=4, processes=4, tasks=tasks) as running:
+        bench = processes.Processes(running.url)
+        read = bench.submit("begun")
+        bench.reads_ms(read)
+        found = []
+        for turn in range(ROUNDS):
+            idle99 = bench.reads_ms(read)[1]
+            gate = Path(folder) / f"gate-{turn}"
+            bench.compute(gate, 4)
+            found.append((bench.reads_ms(read)[1], idle99))
+            gate.touch()
+            time.sleep(0.5)
+    busy99, idle99 = (statistics.median(pair[i] for pair in found) for i in (0, 1))
+    ratio = statistics.median(busy / idle for busy, idle in found)
+    return [
+        (
+            "the slot of a job that is killed is free",
+            f"{free[len(free) // 2]:.0f} ms after the grace",
+            f"at worst {free[-1]:.0f} ms of {len(free)}",
+            "200 ms",
+        ),
+        (
+            "reads of a job beside four processes that compute",
+            f"p99 {busy99:.1f} ms",
+            f"{ratio:.2f} of that of an idle server ({idle99:.1f} ms)",
+            "3",
+        ),
     ]
 
 
@@ -278,8 +331,12 @@ def ten_thousand_schedules(folder: str) -> list[Row]:
 
 
 FIGURES = {
-    f.__name__: f for f in (single_submits, batch_submits, drain, latency, flood, history, idle, ten_thousand_schedules)
-}
+    figure.__name__: figure
+    for figure in (
+        single_submits, batch_submits, drain, warm_children, processes_apart, latency, flood, history, idle,
+        ten_thousand_schedules,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
