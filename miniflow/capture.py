@@ -188,6 +188,12 @@ _lock = threading.Lock()
 _users = 0
 
 
+_kept: list[Stream] = []
+"""All that ever stood in for a stream. A thread may be in the middle of ``print`` when somebody puts another one in its place, and
+before Python 3.14 ``print`` holds no reference of its own: a stream that was freed then ended the process
+(https://github.com/python/cpython/issues/130163)."""
+
+
 def install() -> None:
     """Catch from now on, in the whole process, until ``remove`` has been called as often."""
     global _users
@@ -196,7 +202,8 @@ def install() -> None:
         for number, name in enumerate(("stdout", "stderr")):
             stream = getattr(sys, name)
             if stream is not None and not isinstance(stream, Stream):  # None: a program without a console
-                setattr(sys, name, Stream(stream, number))
+                _kept.append(Stream(stream, number))
+                setattr(sys, name, _kept[-1])
         logging.getLogger().addHandler(_handler)
         threading.Thread.start = _start_in_place  # type: ignore[method-assign, assignment]
         ThreadPoolExecutor.submit = _submit_in_place  # type: ignore[method-assign, assignment]
