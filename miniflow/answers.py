@@ -160,7 +160,8 @@ class TaskInfo(Answer):
 
 
 class WorkerInfo(Answer):
-    """A worker, and the job that it runs if it is busy. ``running_for`` is in seconds."""
+    """A worker, and the job that it runs if it is busy. ``running_for`` is in seconds; ``holds_loop_for`` is for how long
+    requests had to wait of late because its task computes, and ``advice`` what to do about it."""
 
     id: str
     executor: str = ""
@@ -173,6 +174,8 @@ class WorkerInfo(Answer):
     running_for: float | None = None
     silent_for: float | None = None
     stalled: bool = False
+    holds_loop_for: float | None = None
+    advice: str | None = None
 
 
 class Hour(Answer):

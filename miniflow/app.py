@@ -130,6 +130,7 @@ class Application:
         self._catch_signals()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
+        metrics.lag.also = engine.holdups.look
         metrics.lag.start(self._loop)
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         watching = asyncio.create_task(self._watch_tasks()) if self.settings.reload else None

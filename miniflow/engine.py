@@ -28,6 +28,7 @@ from miniflow.executors.coroutine import AsyncLane
 from miniflow.executors.lane import ProcessLane
 from miniflow.executors.process import Children, Processes, ProcessExecutor, hello
 from miniflow.firing import Firing
+from miniflow.holdups import Holdups, Thread
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
@@ -119,6 +120,7 @@ class Engine:
         self.supervisor = self._supervisor(services)
         self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
         self.supervisor.also = self.minutes.look
+        self.holdups = Holdups(self._threads)
         self.recovered = Recovered(0, 0, 0)
         self.started_at_ms = self.clock.now_ms()
 
@@ -324,7 +326,14 @@ class Engine:
         """Who works at what."""
         workers, coroutines = self.settings.workers, self.settings.async_slots
         slots = Slots(workers, coroutines if workers else 0, self.lane.slots if workers else 0)
-        return Roster(self.clock, slots, threads=self.consumer.busy, processes=self.lane.busy, running=self.running.all)
+        return Roster(
+            self.clock,
+            slots,
+            threads=self.consumer.busy,
+            processes=self.lane.busy,
+            running=self.running.all,
+            holdups=self.holdups,
+        )
 
     def worker_use(self) -> WorkerUse:
         return WorkerUse(
@@ -334,8 +343,17 @@ class Engine:
             self.supervisor.worker_busy_s,
             self.consumer.abandoned_total,
             self.consumer.deaf_threads(),
+            dict(self.holdups.held_s),
             self.lane.use(),
         )
+
+    def _threads(self) -> list[Thread]:
+        threads: list[Thread] = self.consumer.threads()
+        if len(self.async_lane):  # they share a thread: which of several has it cannot be told from outside
+            lane = f"{self.prefix}-async"
+            tasks = {attempt.claimed.task for attempt in self.running.all() if attempt.worker_id == lane}
+            threads.append((lane, tasks.pop() if len(tasks) == 1 else None, self.async_lane.cpu))
+        return threads
 
     def _begin_async(self, claimed: Claimed) -> Attempt:
         return self.begin(claimed, f"{self.prefix}-async")

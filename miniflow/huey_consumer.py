@@ -15,6 +15,7 @@ from typing import Any
 from huey.consumer import Consumer, Scheduler, Worker
 
 from miniflow.attempts import Attempt, Claimed
+from miniflow.holdups import CpuTime, Thread
 from miniflow.huey_adapter import JobsHuey
 from miniflow.readahead import ReadAhead
 
@@ -35,13 +36,19 @@ class JobWorker(Worker):
         self._readahead, self._begin = readahead, begin
         self.worker_id = f"{prefix}-{next(self._names)}"
         self.current: Attempt | None = None
+        self.task_name: str | None = None  # of the job that it has, or had last
+        self.cpu: CpuTime | None = None
         self.abandoned = False
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.cpu = CpuTime()  # in the thread itself, which is where this runs
 
     def loop(self, now: dt.datetime | None = None) -> None:
         attempt = self._readahead.take("thread", self._take, timeout_s=IDLE_WAIT_S, stopped=self._stopped)
         if attempt is None:
             return
-        self.current = attempt
+        self.current, self.task_name = attempt, attempt.claimed.task
         try:
             self.huey.run_attempt(attempt)
         except BaseException as exc:  # this thread ends and is replaced: its job must not stay leased
@@ -145,6 +152,12 @@ class JobConsumer(Consumer):
     def busy(self) -> dict[str, bool]:
         """By the worker's id, whether it has a job."""
         return {worker.worker_id: worker.current is not None for worker, _ in self.worker_threads}
+
+    def threads(self) -> list[Thread]:
+        """What each thread runs, or ran last, and its processor time; those too that were abandoned inside their job."""
+        deaf = [worker for worker in self._abandoned if worker.current is not None]
+        workers = [*(worker for worker, _ in self.worker_threads), *deaf]
+        return [(worker.worker_id, worker.task_name, worker.cpu) for worker in workers]
 
     def jobs_run(self) -> int:
         """Jobs that the present workers have run since they started."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 
 TICK_S = 0.5
 WINDOW_S = 60.0
@@ -22,6 +23,7 @@ class LoopLag:
         self._recent: deque[float] = deque(maxlen=round(WINDOW_S / TICK_S))
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self.also: Callable[[float], None] = lambda _: None  # told each measurement
 
     def __repr__(self) -> str:
         return f"<LoopLag [last {self.last_s * 1000:.1f} ms | max {self.max_s * 1000:.1f} ms]>"
@@ -41,4 +43,5 @@ class LoopLag:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self.last_s = max(time.monotonic() - self._due, 0.0)
         self._recent.append(self.last_s)
+        self.also(self.last_s)
         self.start(loop)

@@ -275,6 +275,17 @@ class Metrics:
         )
         yield _gauge("miniflow_deaf_threads", "Threads given up and still inside their job.", use.deaf)
         yield from _of_processes(use.processes)
+        held = CounterMetricFamily(
+            "miniflow_event_loop_held_seconds",
+            "How late the event loop was while jobs of a task computed, added up over the looks, two a second.",
+            labels=["task"],
+        )
+        seconds: dict[str, float] = {}
+        for task, held_s in use.held_s.items():
+            seconds[self._tasks.of(task)] = seconds.get(self._tasks.of(task), 0.0) + held_s
+        for task, held_s in sorted(seconds.items()):
+            held.add_metric([task], held_s)
+        yield held
 
     def _of_the_program(self) -> Iterator[Metric]:
         sizes = HistogramMetricFamily("miniflow_writer_group_size", "Operations that the writer committed together.")

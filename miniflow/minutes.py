@@ -71,6 +71,8 @@ class WorkerUse(NamedTuple):
     """Threads given up since the start because their job was deaf to its timeout, or to a cancel."""
     deaf: int
     """Of those, how many are still inside their job."""
+    held_s: dict[str, float]
+    """By task, for how many seconds it has held up the event loop."""
     processes: ProcessUse = ProcessUse({}, 0, 0, 0, 0, 0, 0)
 
     @property

@@ -11,11 +11,13 @@ import msgspec
 
 from miniflow.attempts import Attempt
 from miniflow.clock import Clock, rfc3339
+from miniflow.holdups import ADVICE, Holdups
 
 
 class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads, and slots for processes, are there all the
-    time, coroutines while they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds."""
+    time, coroutines while they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds.
+    ``holds_loop_for``: its task computes where requests are answered, and made them wait for up to so many seconds of late."""
 
     id: str
     executor: str
@@ -28,6 +30,8 @@ class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
     running_for: float | None = None
     silent_for: float | None = None
     stalled: bool = False
+    holds_loop_for: float | None = None
+    advice: str | None = None
 
 
 class Slots(msgspec.Struct):
@@ -36,6 +40,14 @@ class Slots(msgspec.Struct):
     thread: int
     coroutine: int = msgspec.field(name="async")
     process: int = 0
+
+
+class EventLoop(msgspec.Struct):
+    """How late the loop that answers requests is, in seconds, and which tasks have held it up for how long in all."""
+
+    lag: float
+    lag_max: float
+    held_by: dict[str, float]
 
 
 class Roster:
@@ -47,11 +59,12 @@ class Roster:
         threads: Callable[[], Iterable[str]],
         processes: Callable[[], Iterable[str]],
         running: Callable[[], list[Attempt]],
+        holdups: Holdups,
     ) -> None:
         """``threads()`` are the ids of the threads that take jobs, ``processes()`` of those that wait for processes,
         ``running()`` the attempts under way."""
         self._clock, self.slots = clock, slots
-        self._threads, self._processes, self._running = threads, processes, running
+        self._threads, self._processes, self._running, self._holdups = threads, processes, running, holdups
 
     def __repr__(self) -> str:
         return f"<Roster [{len(self._running())} running | {self.slots}]>"
@@ -65,25 +78,27 @@ class Roster:
         for attempt in self._running():
             executor = there.get(attempt.worker_id)
             if executor is not None:
-                busy[attempt.worker_id] = _busy(attempt, executor, now_ms)
+                busy[attempt.worker_id] = self._busy(attempt, executor, now_ms)
             else:
-                coroutines.append(_busy(attempt, "async", now_ms))
+                coroutines.append(self._busy(attempt, "async", now_ms))
         staying = (busy.get(name) or Worker(id=name, executor=kind, busy=False) for name, kind in there.items())
         return [*staying, *coroutines]
 
-
-def _busy(attempt: Attempt, executor: str, now_ms: int) -> Worker:
-    claimed = attempt.claimed
-    return Worker(
-        id=attempt.worker_id,
-        executor=executor,
-        busy=True,
-        job_id=claimed.id,
-        task=claimed.task,
-        queue=claimed.queue,
-        attempt=attempt.number,
-        started_at=rfc3339(attempt.started_at),
-        running_for=max(now_ms - attempt.started_at, 0) / 1000,
-        silent_for=None if attempt.heartbeat_ms is None else attempt.silent_ms / 1000,
-        stalled=attempt.stalled,
-    )
+    def _busy(self, attempt: Attempt, executor: str, now_ms: int) -> Worker:
+        claimed = attempt.claimed
+        held_s = None if executor == "process" else self._holdups.worst_s(claimed.task)
+        return Worker(
+            id=attempt.worker_id,
+            executor=executor,
+            busy=True,
+            job_id=claimed.id,
+            task=claimed.task,
+            queue=claimed.queue,
+            attempt=attempt.number,
+            started_at=rfc3339(attempt.started_at),
+            running_for=max(now_ms - attempt.started_at, 0) / 1000,
+            silent_for=None if attempt.heartbeat_ms is None else attempt.silent_ms / 1000,
+            stalled=attempt.stalled,
+            holds_loop_for=held_s,
+            advice=None if held_s is None else ADVICE,
+        )

@@ -165,7 +165,7 @@ def workers(session: Session, every_s: float | None) -> None:
 
 
 def worker_list(found: list[WorkerInfo], width: int | None) -> list[Text]:
-    """Threads, busy or idle; of the event loop only what runs on it."""
+    """Threads, busy or idle; of the event loop only what runs on it. Then which tasks hold up the server, and what to do."""
     rows = [
         (
             worker.id,
@@ -177,7 +177,17 @@ def worker_list(found: list[WorkerInfo], width: int | None) -> list[Text]:
         for worker in found
         if worker.busy or worker.executor != "async"
     ]
-    return table(WORKER_COLUMNS, rows, width)
+    return [*table(WORKER_COLUMNS, rows, width), *_holdups(found, width)]
+
+
+def _holdups(found: list[WorkerInfo], width: int | None) -> list[Text]:
+    told = {worker.task: worker for worker in found if worker.task and worker.holds_loop_for is not None}
+    lines = []
+    for task, worker in told.items():
+        waited = span(worker.holds_loop_for or 0)
+        lines.append(Text(f"{words.plain(task)} computes, and makes requests wait for up to {waited}", "yellow"))
+        lines.append(Text(f"  {words.plain(worker.advice or '')}"))
+    return [fitting(line, width) for line in lines]
 
 
 def _doing(worker: WorkerInfo) -> Text:

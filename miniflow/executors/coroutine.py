@@ -20,6 +20,7 @@ import greenlet
 
 from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import TaskExit
+from miniflow.holdups import CpuTime
 from miniflow.readahead import ReadAhead
 
 log = logging.getLogger("miniflow.async")
@@ -37,6 +38,7 @@ class AsyncLane:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="miniflow-async", daemon=True)
         self._taking = self._closing = False
+        self.cpu: CpuTime | None = None
         readahead.on_async = self._notify
 
     def __repr__(self) -> str:
@@ -64,6 +66,7 @@ class AsyncLane:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self.cpu = CpuTime()
         self._fill()
         while not self._closing:  # a task may have stopped the loop, which is not its own
             self._loop.run_forever()

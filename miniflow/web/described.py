@@ -14,7 +14,7 @@ from miniflow.bulk import Outcome
 from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
-from miniflow.roster import Slots, Worker
+from miniflow.roster import EventLoop, Slots, Worker
 from miniflow.web import classic, described_schedules
 from miniflow.web.describing import one, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
@@ -89,7 +89,7 @@ JobEvents = TypedDict("JobEvents", {"items": list[JobEvent], "next_after": str, 
 Replayed = TypedDict("Replayed", {"replayed": int})
 Queues = TypedDict("Queues", {"items": list[QueueInfo]})
 Tasks = TypedDict("Tasks", {"items": list[TaskInfo]})
-Workers = TypedDict("Workers", {"items": list[Worker], "slots": Slots})
+Workers = TypedDict("Workers", {"items": list[Worker], "slots": Slots, "event_loop": EventLoop})
 Alive = TypedDict("Alive", {"ok": bool, "status": str})
 Health = TypedDict("Health", {"name": str, "status": str, "version": str, "databaseAvailable": bool})
 Ready = TypedDict("Ready", {"ready": bool, "detail": NotRequired[str]})
@@ -224,6 +224,7 @@ OPERATIONS: dict[str, Operation] = {
                 {"id": "thread-2", "executor": "thread", "busy": False},
             ],
             "slots": {"thread": 4, "async": 100},
+            "event_loop": {"lag": 0.001, "lag_max": 0.31, "held_by": {"crunch": 12.5}},
         },
     ),
     "GET /metrics": Operation(

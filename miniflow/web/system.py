@@ -15,6 +15,7 @@ from miniflow.errors import NotFound
 from miniflow.queries import QueueInfo
 from miniflow.registry import ON_STALL_DEFAULT, TaskSpec
 from miniflow.retry import DEFAULT_MAX_RETRIES, RetryPolicy
+from miniflow.roster import EventLoop
 from miniflow.web.api import AnyRequest, respond
 from miniflow.web.backend import Backend
 
@@ -112,8 +113,15 @@ def _task(backend: Backend, spec: TaskSpec) -> TaskInfo:
 @get("/api/v1/workers", summary="Who works at what")
 async def list_workers(backend: Backend) -> Response[bytes]:
     """Each worker thread and each slot for a job in a process, busy or not, and each `async def` job that runs. ``slots`` is how
-    many jobs may run at once."""
-    return respond({"items": backend.roster.workers(), "slots": backend.roster.slots})
+    many jobs may run at once.
+
+    ``event_loop`` says how many seconds late the loop that answers requests was at the last look (``lag``) and at most in the
+    last minute (``lag_max``), and which tasks have held it up, for how many seconds in all (``held_by``): those that compute in
+    a thread. A worker that runs such a job says so too, with advice.
+    """
+    lag = backend.metrics.lag
+    loop = EventLoop(lag=lag.last_s, lag_max=lag.max_s, held_by=backend.metrics.use().held_s)
+    return respond({"items": backend.roster.workers(), "slots": backend.roster.slots, "event_loop": loop})
 
 
 def _name(request: AnyRequest, before: str, collapsed: Path) -> str:

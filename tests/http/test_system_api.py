@@ -29,6 +29,13 @@ def report(name: str) -> str:
     return name
 
 
+@task
+def crunch(gate: str) -> str:
+    while not pathlib.Path(gate).exists():
+        sum(range(5_000_000))  # in C, which does not let go of the interpreter
+    return "done"
+
+
 @task(name="group/endless", timeout=0)
 async def hold_async(gate: str) -> str:
     while not pathlib.Path(gate).exists():
@@ -202,8 +209,32 @@ def test_workers_are_idle_until_they_have_a_job_and_then_say_which(client: httpx
     assert wait_until(workers, until=lambda items: not any(item["busy"] for item in items)) == idle
 
 
+def test_a_task_that_holds_up_the_event_loop_is_named_with_advice(
+    client: httpx.Client, server: Server, tmp_path: Path
+) -> None:
+    gate = {"gate": str(tmp_path / "gate")}
+    job = submit(client, "crunch", gate, queue="default")["id"]
+
+    def named() -> Json:
+        answer: Json = client.get("/api/v1/workers").json()
+        return answer
+
+    answer = wait_until(named, 20, until=lambda found: any("advice" in item for item in found["items"]))
+    (tmp_path / "gate").touch()
+    end_of(client, job)
+
+    (item,) = [item for item in answer["items"] if item["busy"]]
+    assert (item["task"], item["advice"]) == ("crunch", '@task(executor="process") moves it out of the way')
+    assert 0.02 <= item["holds_loop_for"] <= answer["event_loop"]["lag_max"]
+    assert answer["event_loop"]["held_by"].keys() == {"crunch"}
+    assert 'miniflow_event_loop_held_seconds_total{task="crunch"}' in client.get("/metrics").text
+    assert "task crunch holds up the event loop" in (server.folder / "logs" / "app.log").read_text("utf-8")
+
+
 def test_a_server_without_workers_has_none_and_serves_no_queue(tmp_path: Path) -> None:
     with Server(tmp_path, {"sample.py": TASKS}, workers=0) as server, server.client() as client:
-        assert client.get("/api/v1/workers").json() == {"items": [], "slots": {"thread": 0, "async": 0, "process": 0}}
+        answer = client.get("/api/v1/workers").json()
+        assert (answer["items"], answer["slots"]) == ([], {"thread": 0, "async": 0, "process": 0})
+        assert answer["event_loop"]["held_by"] == {}
         submit(client, "add", {"a": 1})
         assert queue(client, "default")["served"] is False

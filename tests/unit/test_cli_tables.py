@@ -181,6 +181,13 @@ def test_info_shows_queues_workers_and_totals() -> None:
     assert max(cell_len(line.plain) for line in page) <= 60
 
 
+def test_workers_say_which_task_holds_up_the_server_and_what_helps() -> None:
+    busy = {"executor": "thread", "busy": True, "task": "crunch", "holds_loop_for": 0.3, "advice": "move it"}
+    shown = text(overview.worker_list([WorkerInfo(id="w-1", **busy), WorkerInfo(id="w-2", **busy)], 80))
+    assert shown.splitlines()[-2:] == ["crunch computes, and makes requests wait for up to 300 ms", "  move it"]
+    assert shown.count("makes requests wait") == 1
+
+
 def test_stats_begin_with_the_first_hour_that_has_something() -> None:
     hours = [Hour(hour=AT - dt.timedelta(hours=n)) for n in range(23, 2, -1)]
     hours += [Hour(hour=AT - dt.timedelta(hours=2), enqueued=5, finished=4, failed=1), Hour(hour=AT, finished=2)]

@@ -54,6 +54,7 @@ LAYERS = (
         "schedule_queries",
         "feed",
         "roster",
+        "holdups",
     ),
     ("outcome", "capture", "joblog", "heartbeat", "executors", "web"),
     (
