@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import msgspec
 
-from miniflow import capture, registry, settings
+from miniflow import capture, context, registry, settings
 from miniflow import statements as sql
 from miniflow.answers import Job, LogLine, ResultNotReady, result_of
 from miniflow.attempts import Attempt, Claimed
@@ -33,6 +33,7 @@ from miniflow.clock import ManualClock, rfc3339
 from miniflow.contract import Declared
 from miniflow.engine import Engine
 from miniflow.errors import NotFound, SettingsError
+from miniflow.executors import thread
 from miniflow.executors.coroutine import in_greenlet
 from miniflow.list_statements import list_by_seq
 from miniflow.loader import load_tasks
@@ -151,6 +152,8 @@ class Harness:
         engine.submitted = lambda spec: self._tasks.take_up([spec])
         engine.accepted = lambda: self.drain() if self.inline else None
         engine.services.contained = (SystemExit,)  # Ctrl-C, and what ends a test, end the test
+        elsewhere: dict[str, Any] = engine.services.elsewhere
+        elsewhere["process"] = _here
         self._exit.callback(engine.stop, 0)
         engine.start()
         engine.jobs.claiming = True
@@ -397,6 +400,15 @@ def _has(payload: object, wanted: Mapping[str, object]) -> bool:
     if not isinstance(payload, dict):
         return not wanted
     return all(name in payload and payload[name] == value for name, value in wanted.items())
+
+
+def _here(job: Any) -> Any:
+    """Run the job of a process in the thread of the test: a child would know neither its patches nor its tasks."""
+    spec: TaskSpec = job.spec
+    args, kwargs = spec.binding.arguments(job.attempt.claimed.payload)
+    if spec.binding.context_parameter is not None:
+        kwargs = {**kwargs, spec.binding.context_parameter: context.current()}
+    return thread.run(job.attempt, lambda: spec.function(*args, **kwargs))
 
 
 def _on_a_loop(call: Callable[[], None]) -> None:

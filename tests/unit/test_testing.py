@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from miniflow import BaseJob, JobFailed, RetryAfter, current_job, registry, schedule, task
+from miniflow import BaseJob, JobContext, JobFailed, RetryAfter, current_job, registry, schedule, task
 from miniflow.answers import JobExpired
 from miniflow.clock import ManualClock
 from miniflow.errors import InvalidRequest, MiniFlowError, SettingsError, UnknownTask
@@ -199,6 +199,14 @@ def test_async_tasks_run_in_async_tests_too(jobs: Harness) -> None:
 
     assert jobs.run(coroutine) == "coroutine"
     assert asyncio.run(_in_an_async_test(jobs)) == "coroutine"
+
+
+def test_a_task_for_a_process_runs_in_the_thread_of_the_test(jobs: Harness) -> None:
+    @task(executor="process")
+    def where(n: int, job: JobContext) -> list[object]:
+        return [n, job.task, threading.get_ident()]
+
+    assert jobs.run(where, {"n": 1}) == [1, "where", threading.get_ident()]
 
 
 def test_classes_and_tasks_of_huey_are_tasks_as_well(jobs: Harness) -> None:
