@@ -46,3 +46,16 @@ def source_file(function: Callable[..., Any]) -> str:
         inner = inspect.unwrap(inner.func)
     code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
     return code.co_filename if code is not None else "<unknown>"
+
+
+def check_integer(what: str, value: object, least: int, most: int) -> None:
+    """ValueError, if ``value`` is no whole number in these bounds, which are allowed."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{what} is a whole number from {least} to {most}, got {value!r}")
+
+
+def check_exceptions(what: str, kinds: Sequence[Any]) -> None:
+    """TypeError, if one of ``kinds`` is no class of exceptions."""
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"{what} takes classes of exceptions, got {kind!r}")

@@ -25,7 +25,7 @@ from miniflow import limits as limits_of
 from miniflow.contract import Declared
 from miniflow.errors import InvalidRequest, MiniFlowError, UnknownTask
 from miniflow.limits import Limits
-from miniflow.options import retry_policy, seconds, source_file
+from miniflow.options import check_exceptions, check_integer, retry_policy, seconds, source_file
 from miniflow.payload import Binding, bind_signature
 from miniflow.programs import Program
 from miniflow.retry import RetryPolicy
@@ -101,13 +101,13 @@ class TaskSpec:
         _check_function(self.function, where)
         if not valid_queue_name(self.queue):
             raise ValueError(f"{where}: queue {self.queue!r} is not 1 to 100 letters, digits and _ . : / -")
-        _check_integer(f"{where}: priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX)
+        check_integer(f"{where}: priority", self.priority, -PRIORITY_MAX, PRIORITY_MAX)
         if self.max_retries is not None:
-            _check_integer(f"{where}: max_retries", self.max_retries, 0, MAX_RETRIES_MAX)
+            check_integer(f"{where}: max_retries", self.max_retries, 0, MAX_RETRIES_MAX)
         for option in ("timeout", "ttl", "result_ttl", "failure_ttl", "heartbeat"):
             seconds(getattr(self, f"{option}_s"), f"{where}: {option}")
         _check_heartbeat(self.heartbeat_s, self.on_stall, where)
-        _check_exceptions(f"{where}: no_retry_on", self.no_retry_on)
+        check_exceptions(f"{where}: no_retry_on", self.no_retry_on)
         object.__setattr__(self, "chosen", self.chosen or self.executor is not None)
         if self.program is None:
             object.__setattr__(self, "executor", _executor(self.executor, self.function, where))
@@ -141,11 +141,6 @@ def _check_function(function: object, where: str) -> None:
         raise TypeError(f"{where}: the function yields, so calling it runs nothing; return the result instead")
 
 
-def _check_integer(what: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{what} is a whole number from {least} to {most}, got {value!r}")
-
-
 def _check_heartbeat(heartbeat_s: float | None, on_stall: object, where: str) -> None:
     if heartbeat_s and heartbeat_s < HEARTBEAT_S_MIN:
         raise ValueError(f"{where}: heartbeat is {HEARTBEAT_S_MIN:g} second or more, got {heartbeat_s:g}")
@@ -153,12 +148,6 @@ def _check_heartbeat(heartbeat_s: float | None, on_stall: object, where: str) ->
         raise ValueError(f"{where}: on_stall {on_stall!r} is none of {', '.join(ON_STALL)}")
     if on_stall is not None and not heartbeat_s:
         raise ValueError(f"{where}: on_stall needs a heartbeat: the seconds of silence after which the job is stalled")
-
-
-def _check_exceptions(what: str, kinds: Sequence[Any]) -> None:
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise TypeError(f"{what} takes classes of exceptions, got {kind!r}")
 
 
 def _executor(wanted: str | None, function: Callable[..., Any], where: str) -> ExecutorName:
