@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
-ROUNDS = max(int(os.environ.get("CRASH_ROUNDS", "30")) // 3, 1)
+ROUNDS = max(int(os.environ.get("CRASH_ROUNDS", "30")) // 4, 1)
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
 AROUND_S = 0.03
 """So much before or after its time at most; a fire and its commit take a few milliseconds."""
