@@ -189,8 +189,8 @@ _users = 0
 
 
 _kept: list[Stream] = []
-"""All that ever stood in for a stream. A thread may be in the middle of ``print`` when somebody puts another one in its place, and
-before Python 3.14 ``print`` holds no reference of its own: a stream that was freed then ended the process
+"""All that ever stood in for a stream. A thread may be in the middle of ``print`` when somebody puts another one in its place,
+and before Python 3.14 ``print`` holds no reference of its own: a stream that was freed then ended the process
 (https://github.com/python/cpython/issues/130163)."""
 
 
