@@ -19,7 +19,7 @@ from tests.effort import examples
 from tests.invariants import check_invariants
 from tests.servers import Server
 
-EXAMPLES = examples(4, thorough=20)
+EXAMPLES = examples(2, thorough=20)
 """Requests of each kind for each operation."""
 
 
