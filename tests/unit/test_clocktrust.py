@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +13,6 @@ from tests.engines import Engines, FakeClock, settle, submit, wait_for_ends
 from tests.schedules import DAY, MINUTE, after, create, outcomes, runs, to_the_minute
 
 YEARS = 20 * 365 * DAY
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Engines]:
-    with Engines(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ from miniflow.settings import Settings
 from miniflow.timetable import Cron, slots
 from tests.engines import Engines, FakeClock, rows, verb, wait_for_ends
 from tests.schedules import DAY, HOUR, MINUTE, after, change, column, create, fires, outcomes, runs, to_the_minute
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Engines]:
-    with Engines(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

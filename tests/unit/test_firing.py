@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,12 +29,6 @@ from tests.schedules import (
     to_the_minute,
 )
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Engines]:
-    with Engines(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
