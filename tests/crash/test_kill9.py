@@ -67,7 +67,7 @@ class Client:
         self._number, self._journal = number, str(journal_file)
         self._sent = 0
         self._unanswered: list[list[dict[str, Any]]] = []
-        self._answered: list[dict[str, Any]] = []
+        self._answered: list[list[dict[str, Any]]] = []
         self.acknowledged: set[str] = set()
         self.by_key: dict[str, str] = {}
         self.sent_again = self.repeated = 0
@@ -85,7 +85,7 @@ class Client:
                     self._send(http, self._batch())
                 while True:  # until the kill: keys acknowledged in this process or an earlier one
                     self.repeated += 1
-                    self._send(http, [self._rng.choice(self._answered)])
+                    self._send(http, self._rng.choice(self._answered))
         except httpx.TransportError:  # the server is gone
             self._unanswered += again
 
@@ -126,13 +126,13 @@ class Client:
             self.trouble.append(f"{answer.status_code} {answer.text[:200]}")
             return
         ids = [answer.json()["id"]] if len(jobs) == 1 else answer.json()["ids"]
+        if not self.acknowledged.issuperset(ids):
+            self._answered.append(jobs)
+        self.acknowledged.update(ids)
         for job, job_id in zip(jobs, ids, strict=True):
             known = self.by_key.setdefault(job["idempotency_key"], job_id)
             if known != job_id:
                 self.trouble.append(f"key {job['idempotency_key']}: job {known}, then job {job_id}")
-            if job_id not in self.acknowledged:
-                self.acknowledged.add(job_id)
-                self._answered.append(job)
 
 
 @contextmanager
