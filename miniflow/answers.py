@@ -7,6 +7,7 @@ and states are plain text.
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DETAIL_CHARS_MAX = 300  # of an answer that is no problem document: a proxy's page, say
+
+
+class Unset(enum.Enum):
+    """Says nothing about a limit, where None would take it away."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
+
 
 # ------------------------------------------------------------------------------------------------------------ the results
 
@@ -68,11 +79,33 @@ class Job(Answer):
     scheduled_for: dt.datetime | None = None
     change: int | None = None
     """Grows with every change in the file."""
+    submit_outcome: str | None = None
+    """Of a submit that made no new job: ``replayed``, ``existing`` or ``debounced``."""
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen to it any more by itself."""
         return self.status in TERMINAL
+
+
+class Reason(Answer):
+    """One thing that keeps a job waiting, or that became of it. ``code`` is a stable word, ``text`` a sentence; ``jobs`` are ids
+    of those that it waits for, ``at`` is when it is over, where that can be told."""
+
+    code: str
+    text: str = ""
+    jobs: tuple[str, ...] = ()
+    at: dt.datetime | None = None
+
+
+class Explanation(Answer):
+    """Why a job does not run yet, or what ended it, and what happens ``next``. ``text`` is all of it in words."""
+
+    id: str
+    status: str
+    reasons: list[Reason] = []
+    next: str = ""
+    text: str = ""
 
 
 class Page(Answer):
@@ -123,7 +156,8 @@ class BulkResult(Answer):
 
 
 class QueueInfo(Answer):
-    """How many jobs of a queue are in each state. ``oldest_queued_age`` is in seconds; ``served``: by this server's workers."""
+    """How many jobs of a queue are in each state. ``oldest_queued_age`` is in seconds; ``served``: by workers of this server, not
+    while it is paused. ``concurrency`` is how many of its jobs run at once, ``rate`` how many begin in a period."""
 
     name: str
     pending: int = 0
@@ -137,10 +171,14 @@ class QueueInfo(Answer):
     expired: int = 0
     oldest_queued_age: float | None = None
     served: bool = True
+    paused_at: dt.datetime | None = None
+    concurrency: int | None = None
+    rate: str | None = None
 
 
 class TaskInfo(Answer):
-    """A task that can be submitted. ``schema`` is the JSON Schema of its payload; ``timeout`` and ``ttl`` are seconds."""
+    """A task that can be submitted. ``schema`` is the JSON Schema of its payload; ``timeout`` and ``ttl`` are seconds;
+    ``concurrency`` is how many of its jobs run at once, ``rate`` how many begin in a period."""
 
     name: str
     description: str | None = None
@@ -155,6 +193,13 @@ class TaskInfo(Answer):
     on_stall: str | None = None
     retry: Any = None
     limits: dict[str, list[float | None]] | None = None
+    concurrency: int | None = None
+    rate: str | None = None
+    concurrency_key: tuple[str, ...] | None = None
+    concurrency_per_key: int | None = None
+    on_conflict: str = ""
+    unique: Any = None
+    debounce: Any = None
     module: str | None = None
     file: str | None = None
 

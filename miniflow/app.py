@@ -173,6 +173,7 @@ class Application:
             listing=Listing(readers, engine.writer),
             feed=feed,
             roster=engine.roster,
+            pool=engine.pool,
             writer=engine.writer,
             waiter=engine.writer.loop_waiter(asyncio.get_running_loop()),
             metrics=metrics,
@@ -302,5 +303,5 @@ def banner(application: Application) -> str:
     return (
         f"MiniFlow {__version__} is ready: {application.url}\n"
         f"  database {settings.db} · {len(engine.registry)} tasks from {settings.tasks}"
-        f" · {settings.workers} workers · queues {settings.queues}"
+        f" · {engine.pool.size.workers} workers · queues {settings.queues}"
     )

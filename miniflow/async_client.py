@@ -12,9 +12,11 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from miniflow import calls
 from miniflow.answers import (
+    UNSET,
     Attempt,
     BulkResult,
     Event,
+    Explanation,
     Health,
     Job,
     LogLine,
@@ -22,6 +24,7 @@ from miniflow.answers import (
     QueueInfo,
     Stats,
     TaskInfo,
+    Unset,
     WorkerInfo,
     shown,
 )
@@ -147,6 +150,10 @@ class AsyncClient:
         """See ``Client.result``."""
         return await self._run(calls.result(job, timeout))
 
+    async def explain(self, job: JobRef) -> Explanation:
+        """See ``Client.explain``."""
+        return await self._run(one(Explanation, calls.job_path(job, "/explain")))
+
     async def attempts(self, job: JobRef) -> Attempts:
         """See ``Client.attempts``."""
         return await self._run(calls.items(Attempt, calls.job_path(job, "/attempts")))
@@ -233,6 +240,34 @@ class AsyncClient:
     async def queue(self, name: str) -> QueueInfo:
         """See ``Client.queue``."""
         return await self._run(one(QueueInfo, calls.named("/api/v1/queues", name)))
+
+    async def pause(self, queue: str) -> QueueInfo:
+        """See ``Client.pause``."""
+        return await self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), {"paused": True}))
+
+    async def resume(self, queue: str) -> QueueInfo:
+        """See ``Client.resume``."""
+        return await self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), {"paused": False}))
+
+    async def limit_queue(
+        self, queue: str, *, concurrency: int | Unset | None = UNSET, rate: str | Unset | None = UNSET
+    ) -> QueueInfo:
+        """See ``Client.limit_queue``."""
+        limits = {"concurrency": concurrency, "rate": rate}
+        return await self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), limits))
+
+    async def limit_task(
+        self, task: str, *, concurrency: int | Unset | None = UNSET, rate: str | Unset | None = UNSET
+    ) -> TaskInfo:
+        """See ``Client.limit_task``."""
+        limits = {"concurrency": concurrency, "rate": rate}
+        return await self._run(calls.change(TaskInfo, calls.named("/api/v1/tasks", task), limits))
+
+    async def resize(
+        self, *, workers: int | None = None, async_slots: int | None = None, processes: int | None = None
+    ) -> Workers:
+        """See ``Client.resize``."""
+        return await self._run(calls.resize(workers, async_slots, processes))
 
     async def tasks(self) -> Tasks:
         """See ``Client.tasks``."""

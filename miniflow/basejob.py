@@ -27,6 +27,7 @@ from miniflow.registry import (
     submit_call,
 )
 from miniflow.retry import RetryPolicy
+from miniflow.rule_options import RuleOptions, task_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class BaseJob:
 
     Annotated attributes are the payload's fields, typed, with their defaults. A class without annotations takes any keywords.
     Either way they are attributes when ``_perform`` runs. ``queue``, ``priority``, ``timeout``, ``max_retries``, ``retry``,
-    ``heartbeat``, ``on_stall``, ``executor`` and ``limits`` set on the class are its options. What ``_perform`` returns is
-    stored as text.
+    ``heartbeat``, ``on_stall``, ``executor`` and ``limits`` set on the class are its options, and so is ``rules``, a dict of
+    ``rule_options.RuleOptions``. What ``_perform`` returns is stored as text.
     """
 
     queue: ClassVar[str] = "default"
@@ -54,6 +55,7 @@ class BaseJob:
     on_stall: ClassVar[OnStall | None] = None
     executor: ClassVar[ExecutorName | None] = None
     limits: ClassVar[LimitsOption | None] = None
+    rules: ClassVar[RuleOptions] = {}
 
     spec: ClassVar[TaskSpec]
 
@@ -72,10 +74,12 @@ class BaseJob:
         where = f"task {cls.__name__!r}"
         function = _runner(cls, perform)
         module_file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        binding = bind_signature(function, name=cls.__name__)
         cls.spec = TaskSpec(
             name=cls.__name__,
             function=function,
-            binding=bind_signature(function, name=cls.__name__),
+            binding=binding,
+            rules=task_rules(cls.rules, where, binding.json_schema),
             queue=cls.queue,
             priority=cls.priority,
             timeout_s=seconds(cls.timeout, f"{where}: timeout"),
@@ -100,7 +104,8 @@ class BaseJob:
 
 _OPTION_NAMES = frozenset(
     {
-        "queue", "priority", "timeout", "max_retries", "retry", "heartbeat", "on_stall", "executor", "limits", "spec",
+        "queue", "priority", "timeout", "max_retries", "retry", "heartbeat", "on_stall", "executor", "limits",
+        "rules", "spec",
     }
 )  # fmt: skip
 

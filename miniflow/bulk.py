@@ -130,6 +130,7 @@ def cancel(jobs: Jobs, seqs: list[int], which: Filter) -> Verb:
         if running and stops:
             jobs.ask_to_stop(tx, sorted(running))
         if waiting:
+            jobs.rules.gates.let_go(tx, idle)
             tx.run(sql.CANCEL_IF_WAITING, json_text([row.seq for row in waiting]), tx.now_ms, tx.number)
             for (state, queue), n in Counter((row.state, row.queue) for row in waiting).items():
                 tx.count(state, queue, -n)

@@ -16,10 +16,11 @@ import msgspec
 from httpx_sse import ServerSentEvent
 
 from miniflow import answers
-from miniflow.answers import Busy, ClientError, Invalid, Job, ServerUnreachable
+from miniflow.answers import UNSET, Busy, ClientError, Invalid, Job, ServerUnreachable
 from miniflow.exchange import Ask, Away, Flow, Give, Items, Pause, carry_out, one, repeated, send, stream
 from miniflow.ids import uuid7
 from miniflow.retry import RetryPolicy
+from miniflow.rule_options import Debounce, Unique
 
 T = TypeVar("T")
 
@@ -39,7 +40,9 @@ class SubmitOptions(TypedDict, total=False):
     may take; ``heartbeat`` how long it may be silent, and ``on_stall`` what happens then. ``retry`` is a RetryPolicy, a mapping
     with its fields, or a list of waits. ``depends_on`` are the jobs (Job or id)
     that it waits for, in ``submit_many`` also the places of others in the list, which come before it; ``on_dependency_failure``
-    says what becomes of it if one of those does not end well.
+    says what becomes of it if one of those does not end well. ``unique`` (True, or how jobs are told to be the same) makes it the
+    only one such job, ``debounce`` (seconds, or more of it) begins it when no other has come for so long; the answer is the job
+    that is there, its ``submit_outcome`` says so. Jobs of a task with the same ``concurrency_key`` run one at a time.
     """
 
     queue: str | None
@@ -60,6 +63,9 @@ class SubmitOptions(TypedDict, total=False):
     on_dependency_failure: Literal["cancel", "run"] | None
     heartbeat: float | dt.timedelta | None
     on_stall: Literal["warn", "retry", "fail"] | None
+    unique: Unique | bool | Mapping[str, Any] | None
+    debounce: Debounce | float | dt.timedelta | Mapping[str, Any] | None
+    concurrency_key: str | None
 
 
 class Filter(TypedDict, total=False):
@@ -310,6 +316,19 @@ def _event(event: ServerSentEvent, answer: httpx.Response) -> answers.Event:
 
 def verb(name: str, job: JobRef) -> Flow[Job]:
     return one(Job, job_path(job, f"/{name}"), "POST")
+
+
+def change(kind: type[T], path: str, fields: Mapping[str, Any]) -> Flow[T]:
+    """A PATCH with those of ``fields`` that say something."""
+    body = msgspec.json.encode({name: value for name, value in fields.items() if value is not UNSET})
+    return one(kind, path, "PATCH", body=body)
+
+
+def resize(workers: int | None, async_slots: int | None, processes: int | None) -> Flow[list[answers.WorkerInfo]]:
+    sizes = {"workers": workers, "async_slots": async_slots, "processes": processes}
+    body = msgspec.json.encode({name: n for name, n in sizes.items() if n is not None})
+    found = yield from one(_All[answers.WorkerInfo], "/api/v1/workers", "PATCH", body=body)
+    return found.items
 
 
 def delete(job: JobRef) -> Flow[None]:

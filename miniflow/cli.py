@@ -38,6 +38,7 @@ HELP = {
             {"name": "Jobs", "commands": commands.names(commands.JOBS)},
             {"name": "By the clock", "commands": commands.names(commands.SCHEDULES)},
             {"name": "Looking at the server", "commands": commands.names(commands.SERVER)},
+            {"name": "Controlling the server", "commands": commands.names(commands.CONTROL)},
             {"name": "Others", "commands": [*commands.names(commands.OTHERS), "version"]},
         ]
     },
@@ -211,7 +212,14 @@ def demo(once: bool, port: int | None) -> None:
     sys.exit(run(once=once, port=port))
 
 
-for _command in (bench, *commands.JOBS, *commands.SCHEDULES, *commands.SERVER, *commands.OTHERS):
+for _command in (
+    bench,
+    *commands.JOBS,
+    *commands.SCHEDULES,
+    *commands.SERVER,
+    *commands.CONTROL,
+    *commands.OTHERS,
+):
     cli.add_command(_command)
 
 

@@ -12,9 +12,11 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from miniflow import calls
 from miniflow.answers import (
+    UNSET,
     Attempt,
     BulkResult,
     Event,
+    Explanation,
     Health,
     Job,
     LogLine,
@@ -22,6 +24,7 @@ from miniflow.answers import (
     QueueInfo,
     Stats,
     TaskInfo,
+    Unset,
     WorkerInfo,
     shown,
 )
@@ -167,6 +170,10 @@ class Client:
         """
         return self._run(calls.result(job, timeout))
 
+    def explain(self, job: JobRef) -> Explanation:
+        """Why the job does not run yet, or what ended it, and what happens next: in words, and with the ids that it is about."""
+        return self._run(one(Explanation, calls.job_path(job, "/explain")))
+
     def attempts(self, job: JobRef) -> Attempts:
         """Each execution of the job, oldest first, with its error and traceback."""
         return self._run(calls.items(Attempt, calls.job_path(job, "/attempts")))
@@ -262,6 +269,34 @@ class Client:
     def queue(self, name: str) -> QueueInfo:
         """One queue. NotFound if no job was ever in it."""
         return self._run(one(QueueInfo, calls.named("/api/v1/queues", name)))
+
+    def pause(self, queue: str) -> QueueInfo:
+        """No job of the queue begins any more; those that run go on. It holds over a restart of the server."""
+        return self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), {"paused": True}))
+
+    def resume(self, queue: str) -> QueueInfo:
+        """The jobs of a paused queue begin again."""
+        return self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), {"paused": False}))
+
+    def limit_queue(
+        self, queue: str, *, concurrency: int | Unset | None = UNSET, rate: str | Unset | None = UNSET
+    ) -> QueueInfo:
+        """How many jobs of the queue run at once, and begin in a period (``10/minute``). None takes a limit away."""
+        limits = {"concurrency": concurrency, "rate": rate}
+        return self._run(calls.change(QueueInfo, calls.named("/api/v1/queues", queue), limits))
+
+    def limit_task(
+        self, task: str, *, concurrency: int | Unset | None = UNSET, rate: str | Unset | None = UNSET
+    ) -> TaskInfo:
+        """The same for a task. None brings back what its author wrote."""
+        limits = {"concurrency": concurrency, "rate": rate}
+        return self._run(calls.change(TaskInfo, calls.named("/api/v1/tasks", task), limits))
+
+    def resize(
+        self, *, workers: int | None = None, async_slots: int | None = None, processes: int | None = None
+    ) -> Workers:
+        """How many jobs run at once from now on, in threads, as coroutines and in processes; the workers that there are then."""
+        return self._run(calls.resize(workers, async_slots, processes))
 
     def tasks(self) -> Tasks:
         """The tasks that can be submitted."""

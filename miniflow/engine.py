@@ -22,6 +22,7 @@ from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
 from miniflow.clocktrust import ClockTrust
 from miniflow.command_tasks import add_commands
 from miniflow.contract import Declared
+from miniflow.control import PoolSize
 from miniflow.errors import JobReturned, StoreFull, StoreLocked
 from miniflow.executors.command import CommandExecutor
 from miniflow.executors.coroutine import AsyncLane
@@ -38,10 +39,12 @@ from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
 from miniflow.minutes import Minutes, WorkerUse
 from miniflow.notices import Notices
+from miniflow.pool import Pool
 from miniflow.readahead import ReadAhead
 from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
 from miniflow.roster import Roster, Slots
+from miniflow.rules import Rules
 from miniflow.schedules import Schedules, job_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
@@ -85,17 +88,7 @@ class Engine:
         self.prefix = f"worker-{secrets.token_hex(4)}"
         self.writer = Writer(self.database.connection, self.clock)
         self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
-        self.jobs = Jobs(
-            self.writer,
-            self.readahead,
-            self.running,
-            self.notices,
-            self.clock,
-            queues=settings.queue_order,
-            max_queue=settings.max_queue,
-            max_queues=settings.max_queues,
-            cancel_grace_ms=round(settings.stop_grace * 1000),
-        )
+        self.jobs = self._jobs()
         self.intake = Intake(
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
@@ -111,18 +104,33 @@ class Engine:
             grace_ms=round(settings.stop_grace * 1000),
         )
         self.huey.attach(services, self.intake, self.database.path, self.registry)
-        self.consumer = JobConsumer(
-            self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix, workers=settings.workers
-        )
+        self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix)
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
         self.lane = self._lane(services)
+        size = PoolSize(settings.workers, settings.async_slots, settings.processes)
+        self.pool = Pool(self.jobs, self.readahead, self.consumer, self.async_lane, self.lane, size)
         self._least_ahead()
         self.supervisor = self._supervisor(services)
         self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
         self.supervisor.also = self.minutes.look
         self.holdups = Holdups(self._threads)
-        self.recovered = Recovered(0, 0, 0)
-        self.started_at_ms = self.clock.now_ms()
+        self.recovered, self.started_at_ms = Recovered(0, 0, 0), self.clock.now_ms()
+
+    def _jobs(self) -> Jobs:
+        settings = self.settings
+        return Jobs(
+            self.writer,
+            self.readahead,
+            self.running,
+            self.notices,
+            self.clock,
+            queues=settings.queue_order,
+            max_queue=settings.max_queue,
+            max_queues=settings.max_queues,
+            cancel_grace_ms=round(settings.stop_grace * 1000),
+            rules=Rules(self.registry, self.clock),
+            ageing_ms=round(settings.priority_ageing * 1000),
+        )
 
     def _scheduling(self) -> Schedules:
         settings = self.settings
@@ -147,9 +155,9 @@ class Engine:
             self.minutes.catch_up(tx)
             self.huey.load(tx)
             self.recovered, suspects = recover(tx)
+            self.jobs.rules.load(tx)
             self.jobs.suspects = suspects.leased
-            if self.settings.workers:
-                self.jobs.quarantine.put(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
+            self.pool.load(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
             self.jobs.dependencies.load(tx)
             self.jobs.timers.look(tx)
             self.schedules.take_up(tx, [*self._declared, *self.registry.schedules])
@@ -159,12 +167,7 @@ class Engine:
         self.describe_process(f"process {os.getpid()}, started {rfc3339(self.started_at_ms)}")
         registry.bind_submit(self.submit)
         self.writer.start()
-        if self.settings.workers:
-            self.async_lane.start()
-            self.lane.start()
-            self.consumer.start()
-            self.jobs.claiming = self.jobs.quarantine.open = True
-            self.writer.nudge()
+        self.pool.start()
         self.supervisor.start()
 
     def describe_process(self, words: str) -> None:
@@ -280,8 +283,8 @@ class Engine:
         executors = {spec.executor for spec in self.registry}
         self.readahead.has_process_tasks = not executors.isdisjoint(("process", "command"))
         return max(
-            self.settings.async_slots if "async" in executors else 0,
-            self.settings.processes * 2 if self.readahead.has_process_tasks else 0,
+            self.async_lane.slots if "async" in executors else 0,
+            self.lane.slots * 2 if self.readahead.has_process_tasks else 0,
         )
 
     def reload(self) -> Loaded:
@@ -299,6 +302,8 @@ class Engine:
         self.registry.replace_all(fresh.registry)
         self.huey.adopt(self.registry)
         self.lane.children.renew()
+        if self.writer.started:
+            self.writer.call("verb", self.jobs.rules.apply)
         self.loaded = fresh
         self._if_disk_allows(lambda tx: self.schedules.take_up(tx, [*self._declared, *self.registry.schedules]))
         return fresh
@@ -324,8 +329,11 @@ class Engine:
     @property
     def roster(self) -> Roster:
         """Who works at what."""
-        workers, coroutines = self.settings.workers, self.settings.async_slots
-        slots = Slots(workers, coroutines if workers else 0, self.lane.slots if workers else 0)
+
+        def slots() -> Slots:
+            size = self.pool.size
+            return Slots(size.workers, size.async_slots if size.workers else 0, self.lane.slots if size.workers else 0)
+
         return Roster(
             self.clock,
             slots,

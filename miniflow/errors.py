@@ -94,6 +94,14 @@ class IdempotencyConflict(MiniFlowError):
         self.key, self.job_id = key, job_id
 
 
+class NotUnique(MiniFlowError):
+    """There is such a job already, and the submit asked to be rejected then."""
+
+    def __init__(self, task: str, job_id: str) -> None:
+        super().__init__(f"job {job_id} of task {task} is the same by its `unique` rule; wait for it, or cancel it")
+        self.task, self.job_id = task, job_id
+
+
 # ---------------------------------------------------------------------------------------------------- limits and the store
 
 

@@ -1,7 +1,8 @@
 """huey's Consumer, embedded: its worker threads, its health check, its replacement of dead workers.
 
 Changed for a process that is also a server: signals belong to the application; idle workers wait on a condition and poll
-nothing; a worker whose job is deaf to its timeout is abandoned and replaced, so that the slot is free when it is said to be.
+nothing; a worker whose job is deaf to its timeout is abandoned and replaced, so that the slot is free when it is said to be;
+how many workers there are can be changed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class JobWorker(Worker):
         self.task_name: str | None = None  # of the job that it has, or had last
         self.cpu: CpuTime | None = None
         self.abandoned = False
+        self.leaves = False  # there are to be fewer
 
     def initialize(self) -> None:
         super().initialize()
@@ -63,8 +65,12 @@ class JobWorker(Worker):
     def _take(self, claimed: Claimed) -> Attempt:
         return self._begin(claimed, self.worker_id)
 
+    @property
+    def is_to_go(self) -> bool:
+        return self.abandoned or self.leaves
+
     def _stopped(self) -> bool:
-        return bool(self.stop_flag.is_set()) or self.abandoned
+        return bool(self.stop_flag.is_set()) or self.is_to_go
 
 
 class IdleScheduler(Scheduler):
@@ -87,13 +93,16 @@ class JobConsumer(Consumer):
         readahead: ReadAhead,
         begin: Callable[[Claimed, str], Attempt],
         prefix: str,
-        workers: int,
     ) -> None:
+        """Without workers, until ``resize`` makes some."""
         self._readahead, self._begin, self._prefix = readahead, begin, prefix
+        self.worker_threads: list[tuple[JobWorker, threading.Thread]] = []
         self._abandoned: list[JobWorker] = []
+        self._leaving: list[JobWorker] = []
+        self._changing = threading.RLock()  # who is a worker: looked at by the supervisor, changed by the writer too
         self.abandoned_total = 0
         self.started = False
-        super().__init__(huey, workers=workers)
+        super().__init__(huey, workers=0)
 
     def _create_worker(self) -> JobWorker:
         return JobWorker(
@@ -111,7 +120,7 @@ class JobConsumer(Consumer):
         def run() -> None:
             try:
                 process.initialize()
-                while not self.stop_flag.is_set() and not getattr(process, "abandoned", False):
+                while not (self.stop_flag.is_set() or (isinstance(process, JobWorker) and process.is_to_go)):
                     process.loop()
             except SystemExit:
                 pass
@@ -122,28 +131,55 @@ class JobConsumer(Consumer):
 
         return threading.Thread(target=run, name=name, daemon=True)
 
-    def start(self) -> None:
-        self.started = True
-        self.scheduler.start()
-        for _, worker_thread in self.worker_threads:
-            worker_thread.start()
-
     def _set_signal_handlers(self) -> None:
         """The application owns the signals."""
 
     def abandon(self, attempt: Attempt) -> bool:
         """Give up the thread that is deaf in ``attempt``, and start another in its place; False if no worker has it."""
-        for i, (worker, _) in enumerate(self.worker_threads):
-            if worker.current is attempt:
-                worker.abandoned = True
-                self._abandoned = [*(other for other in self._abandoned if other.current is not None), worker]
-                self.abandoned_total += 1
-                fresh = self._create_worker()
-                fresh_thread = self._create_process(fresh, f"Worker-{i + 1}")
-                self.worker_threads[i] = (fresh, fresh_thread)
-                fresh_thread.start()
-                return True
+        with self._changing:
+            for i, (worker, _) in enumerate(self.worker_threads):
+                if worker.current is attempt:
+                    self._give_up(worker)
+                    self.worker_threads[i] = self._start_worker(i)
+                    return True
+            for worker in self._leaving:
+                if worker.current is attempt:
+                    self._give_up(worker)
+                    return True
         return False
+
+    def _give_up(self, worker: JobWorker) -> None:
+        worker.abandoned = True
+        self._abandoned = [*(other for other in self._abandoned if other.current is not None), worker]
+        self._leaving = [other for other in self._leaving if other is not worker]
+        self.abandoned_total += 1
+
+    def _start_worker(self, place: int) -> tuple[JobWorker, threading.Thread]:
+        worker = self._create_worker()
+        thread = self._create_process(worker, f"Worker-{place + 1}")
+        thread.start()
+        return worker, thread
+
+    def check_worker_health(self) -> bool:
+        with self._changing:
+            return bool(super().check_worker_health())
+
+    def resize(self, workers: int) -> None:
+        """So many workers from now on. Of those that are too many the idle ones end at once, the others after their job."""
+        with self._changing:
+            self.workers = workers
+            if not self.started and workers:
+                self.started = True
+                self.scheduler.start()
+            for place in range(len(self.worker_threads), workers):
+                self.worker_threads.append(self._start_worker(place))
+            surplus = max(len(self.worker_threads) - workers, 0)
+            for worker, _ in sorted(self.worker_threads, key=lambda found: found[0].current is not None)[:surplus]:
+                worker.leaves = True
+                self._leaving.append(worker)
+            self.worker_threads = [found for found in self.worker_threads if not found[0].leaves]
+            self._leaving = [worker for worker in self._leaving if worker.current is not None]
+        self._readahead.wake_all()
 
     def deaf_threads(self) -> int:
         """Abandoned threads that are still inside their job."""
@@ -151,7 +187,8 @@ class JobConsumer(Consumer):
 
     def busy(self) -> dict[str, bool]:
         """By the worker's id, whether it has a job."""
-        return {worker.worker_id: worker.current is not None for worker, _ in self.worker_threads}
+        leaving = {worker.worker_id: True for worker in self._leaving if worker.current is not None}
+        return {worker.worker_id: worker.current is not None for worker, _ in self.worker_threads} | leaving
 
     def threads(self) -> list[Thread]:
         """What each thread runs, or ran last, and its processor time; those too that were abandoned inside their job."""

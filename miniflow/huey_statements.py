@@ -59,7 +59,7 @@ SELECT seq, id, queue, state FROM jobs INDEXED BY jobs_by_state
 WHERE state IN (SELECT value FROM json_each(?1)) AND lease IS NULL
 """
 FLUSH_IF_FREE = """
-UPDATE jobs NOT INDEXED SET state = 'cancelled', completed_at = ?2, updated_at = ?2, changed = ?3, last_error = 'flushed'
+UPDATE jobs NOT INDEXED SET state = 'cancelled', blocked = NULL, completed_at = ?2, updated_at = ?2, changed = ?3, last_error = 'flushed'
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('queued', 'scheduled', 'retrying') AND lease IS NULL
 """
 

@@ -134,7 +134,7 @@ class JobsStorage(BaseStorage):
 
     def dequeue(self) -> Any:
         """The best row that is ready, claimed; raw bytes where that is what it is. None if there is none."""
-        rows = self.write(lambda tx: self.jobs.lease(tx, 1))
+        rows = self.write(lambda tx: self.jobs.claims.lease(tx, 1))
         return self._unwrap(rows[0]) if rows else None
 
     def read_schedule(self, ts: dt.datetime) -> list[Any]:

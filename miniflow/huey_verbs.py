@@ -28,7 +28,7 @@ class HueyVerbs:
         """Claim what is due at ``until_ms``, the earliest first: huey's scheduler enqueues it, or a test runs it."""
 
         def verb(tx: Transaction) -> list[Claimed]:
-            jobs, lease = self._jobs, self._jobs.next_lease()
+            jobs, lease = self._jobs, self._jobs.claims.next_lease()
             due = tx.run(sql.DUE_UNTIL, until_ms)
             seqs = json_text([seq for seq, *_ in due])
             tx.run(sql.LEASE_IF_WAITING, seqs, lease, jobs.turn(tx), tx.now_ms, tx.number)
@@ -36,7 +36,7 @@ class HueyVerbs:
                 tx.count(state, queue, -1)
                 tx.count(State.QUEUED, queue)
             order = {seq: place for place, (seq, *_) in enumerate(due)}
-            return sorted(jobs.leased(tx, lease), key=lambda claimed: order[claimed.seq]) if due else []
+            return sorted(jobs.claims.taken(tx, lease), key=lambda claimed: order[claimed.seq]) if due else []
 
         return verb
 
@@ -44,6 +44,7 @@ class HueyVerbs:
         """A claimed row that nobody has begun is ready again, at the end of the queue."""
 
         def verb(tx: Transaction) -> None:
+            self._jobs.rules.gates.let_go(tx, [claimed.seq])
             tx.run(sql.UNCLAIM_TO_THE_END, claimed.seq, claimed.lease, self._jobs.turn(tx))
             self._jobs.ready(tx, claimed.queue, claimed.priority)
 
@@ -54,6 +55,7 @@ class HueyVerbs:
 
         def verb(tx: Transaction) -> None:
             if tx.change(sql.DELETE_IF_LEASED, claimed.seq, claimed.lease):
+                self._jobs.rules.gates.let_go(tx, [claimed.seq])
                 tx.count(State.QUEUED, claimed.queue, -1)
 
         return verb
@@ -113,6 +115,7 @@ class HueyVerbs:
         seq, state, queue, _, lease, _ = rows[0]
         if lease is not None and self._jobs.readahead.discard(seq) is None:
             raise TransitionRefused(job_id, "enqueue", State(state), "it runs; give the new call an id of its own")
+        self._jobs.rules.gates.let_go(tx, [seq])
         tx.run(sql.DELETE_BY_SEQ, seq)
         tx.count(state, queue, -1)
 

@@ -18,6 +18,7 @@ from miniflow.ids import uuid7
 from miniflow.model import NewJob, Waits
 from miniflow.registry import HEARTBEAT_S_MIN, ON_STALL_DEFAULT, OnStall, Registry, TaskSpec, valid_queue_name
 from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
+from miniflow.rule_options import Debounce, SameJob, Unique, concurrency_key, same_job, short_key
 from miniflow.states import State
 
 PRIORITIES = {"low": 1, "medium": 6, "high": 10}
@@ -58,6 +59,9 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     on_dependency_failure: Literal["cancel", "run"] | None = None
     heartbeat: Seconds | None = None
     on_stall: OnStall | None = None
+    unique: Unique | bool | None = None
+    debounce: Debounce | Seconds | None = None
+    concurrency_key: Key | None = None
 
 
 class Intake:
@@ -97,22 +101,15 @@ class Intake:
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
         """
         s = submission
-        name = s.task or s.type
-        if name is None:
-            raise InvalidRequest(f"{where}task", "is missing; it names the task to run")
-        if s.task is not None and s.type is not None and s.task != s.type:
-            raise InvalidRequest(f"{where}type", f"says {s.type!r} where task says {s.task!r}; give one of the two")
-        try:
-            spec = self.registry.get(name)
-        except UnknownTask as exc:
-            raise UnknownTask(exc.task, exc.known, where) from None
+        spec = self._spec(s, where)
         payload = self._payload(spec, s.payload, where, checked)
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
             raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
         asked = PRIORITIES[s.priority] if isinstance(s.priority, str) else s.priority
         priority = _first(asked, spec.priority)
-        state, run_at, relative = self._when(s, where)
+        debounce = self._debounce(s, spec, where)
+        state, run_at, relative = self._when(s, debounce, where)
         waits = waits or _waits(s, where, place)
         if waits is not None:
             state = State.PENDING
@@ -139,13 +136,42 @@ class Intake:
         if s.heartbeat is not None or s.on_stall is not None:
             _check_heartbeat(s, spec, where)
         key = s.idempotency_key
-        if s.retry is None and own is None and not _has_extras(s, spec) and key is None:
+        ttl_ms = None if ttl_s is None else round(ttl_s * 1000)
+        limited_by, same = _keys(s, spec, payload, debounce, ttl_ms)
+        ruled = limited_by is not None or same is not None
+        if s.retry is None and own is None and not _has_extras(s, spec) and key is None and not ruled:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
                 row.pop()
             return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, waits=waits)
         mark = fingerprint(s, payload) if key is not None else None
         row += [_options(s, spec, own), _json(s.tags), _json(s.meta), s.description, key, mark]
-        return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark, waits)
+        if ruled:
+            row += [limited_by, None if same is None else same.key]
+        return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark, waits, same, ruled)
+
+    def _spec(self, s: Submission, where: str) -> TaskSpec:
+        name = s.task or s.type
+        if name is None:
+            raise InvalidRequest(f"{where}task", "is missing; it names the task to run")
+        if s.task is not None and s.type is not None and s.task != s.type:
+            raise InvalidRequest(f"{where}type", f"says {s.type!r} where task says {s.task!r}; give one of the two")
+        try:
+            return self.registry.get(name)
+        except UnknownTask as exc:
+            raise UnknownTask(exc.task, exc.known, where) from None
+
+    def _debounce(self, s: Submission, spec: TaskSpec, where: str) -> Debounce | None:
+        asked = spec.rules.debounce if s.debounce is None and not s.unique else s.debounce
+        if not asked:  # 0 is none, also where the task says otherwise
+            return None
+        if s.unique:
+            raise InvalidRequest(f"{where}debounce", "cannot be given together with unique; give one of the two")
+        for name in ("delay", "run_at", "depends_on"):
+            if getattr(s, name) is not None and s.debounce is not None:
+                raise InvalidRequest(f"{where}debounce", f"cannot be given together with {name}; give one of the two")
+            if getattr(s, name) is not None:
+                return None
+        return asked if isinstance(asked, Debounce) else Debounce(wait=asked)
 
     def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str, checked: bool) -> str:
         data = bytes(raw)
@@ -167,10 +193,12 @@ class Intake:
             raise
         return text
 
-    def _when(self, s: Submission, where: str) -> tuple[State, int | None, int]:
+    def _when(self, s: Submission, debounce: Debounce | None, where: str) -> tuple[State, int | None, int]:
         if s.delay is not None and s.run_at is not None:
             raise InvalidRequest(f"{where}delay", "cannot be given together with run_at; give one of the two")
         now_ms = self._clock.now_ms()
+        if debounce is not None:
+            return State.SCHEDULED, now_ms + max(round(debounce.wait * 1000), 1), 1
         if s.run_at is not None:
             if s.run_at.tzinfo is None:
                 raise InvalidRequest(f"{where}run_at", "needs a time zone, such as 2026-01-31T12:00:00Z or …+01:00")
@@ -198,6 +226,21 @@ def _waits(s: Submission, where: str, place: int) -> Waits | None:
     return Waits(
         tuple(dict.fromkeys(s.depends_on)), EDGE_KINDS[s.on_dependency_failure or "cancel"], f"{where}depends_on"
     )
+
+
+def _keys(
+    s: Submission, spec: TaskSpec, payload: str, debounce: Debounce | None, ttl_ms: int | None
+) -> tuple[str | None, SameJob | None]:
+    """The job's concurrency key, and what it asks of the jobs that are there; None for none."""
+    rules = spec.rules
+    unique = rules.unique if s.unique is None else Unique() if s.unique is True else s.unique or None
+    if s.concurrency_key is not None and unique is None and debounce is None:
+        return short_key(s.concurrency_key), None
+    if not rules.key_fields and unique is None and debounce is None:
+        return None, None
+    fields = msgspec.json.decode(payload)
+    key = s.concurrency_key or concurrency_key(fields, rules.key_fields)
+    return None if key is None else short_key(key), same_job(spec.name, fields, unique, debounce, ttl_ms)
 
 
 def fingerprint(s: Submission, payload: str) -> str:

@@ -12,14 +12,15 @@ commit that takes back (and filled again should that commit fail).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable
 
+from miniflow import rule_statements as ruled
 from miniflow import statements as sql
-from miniflow.attempts import Attempt, Claimed, Running, decode_claimed
+from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.claiming import Claiming
 from miniflow.clock import Clock
 from miniflow.dependencies import Dependencies
 from miniflow.errors import (
@@ -35,6 +36,7 @@ from miniflow.operations import Operation
 from miniflow.progress import ProgressBoard
 from miniflow.quarantine import Quarantine
 from miniflow.readahead import ReadAhead
+from miniflow.rules import Rules
 from miniflow.states import TERMINAL, State
 from miniflow.submitting import Submitting
 from miniflow.timers import Timers
@@ -58,6 +60,8 @@ class Jobs:
         max_queue: int,
         max_queues: int,
         cancel_grace_ms: int,
+        rules: Rules,
+        ageing_ms: int = 0,
     ) -> None:
         self.writer, self.readahead, self.running, self.notices, self._clock = (
             writer,
@@ -66,8 +70,7 @@ class Jobs:
             notices,
             clock,
         )
-        self._queues, self._cancel_grace_ms = queues, cancel_grace_ms
-        self._leases = itertools.count(1)  # every lease of an earlier process is void
+        self._cancel_grace_ms, self.rules = cancel_grace_ms, rules
         self._marks: dict[int, Attempt] = {}
         self.suspects: set[int] = set()  # rows that were leased when the last process died
         self.claiming = False
@@ -84,8 +87,7 @@ class Jobs:
         self.dependencies = Dependencies(self)
         writer.every_group(self.dependencies.settle, due_in_s=lambda: 0 if self.dependencies.due else math.inf)
         self.quarantine = Quarantine(writer, readahead, clock)
-        writer.every_group(self._bring_forward, due_in_s=self.quarantine.due_in_s)
-        writer.every_group(self._claim, due_in_s=lambda: 0 if self._hungry() else math.inf)
+        self.claims = Claiming(self, writer, readahead, rules, clock, queues=queues, ageing_ms=ageing_ms)
         writer.may_linger = readahead.has_plenty
         readahead.on_room = writer.nudge
 
@@ -103,67 +105,9 @@ class Jobs:
         tx.count("turn", "")
         return self.writer.counter("turn", "") + tx.deltas["turn", ""]
 
-    # ---------------------------------------------------------------------------------------------------------- claiming
-
-    def _hungry(self) -> bool:
-        return self.claiming and self.readahead.more and self.readahead.room() > 0
-
-    def _claim(self, tx: Transaction) -> None:
-        if not (self.claiming and self.readahead.more):
-            return
-        wanted = self.readahead.room()
-        if wanted <= 0:
-            return
-        tx.on_rollback(lambda: setattr(self.readahead, "more", True))
-        rows = self.lease(tx, wanted)
-        self.readahead.more = len(rows) >= wanted
-        if rows:
-            tx.on_commit(lambda: self.readahead.push(rows))
-
-    def lease(self, tx: Transaction, wanted: int) -> list[Claimed]:
-        """Claim up to ``wanted`` rows that are ready, the best first."""
-        lease = next(self._leases)
-        left = wanted
-        for names in self._ranks(tx):
-            if len(names) == 1:
-                left -= tx.change(sql.CLAIM_QUEUED_OF_ONE_QUEUE, lease, names[0], left)
-            else:
-                left -= tx.change(sql.CLAIM_QUEUED, lease, json_text(names), left)
-            if left <= 0:
-                break
-        return self.leased(tx, lease) if left < wanted else []
-
-    def leased(self, tx: Transaction, lease: int) -> list[Claimed]:
-        """The rows that were claimed with ``lease``."""
-        return decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0])
-
-    def next_lease(self) -> int:
-        return next(self._leases)
-
-    def _bring_forward(self, tx: Transaction) -> None:
-        rows = self.quarantine.bring_forward(tx, next(self._leases)) if self.quarantine.open else []
-        if rows:
-            tx.on_commit(lambda: self.readahead.push(rows))
-
-    def _ranks(self, tx: Transaction) -> list[list[str]]:
-        """The queues that have rows, in the order of service: each named one alone, those of ``*`` together."""
-        with_rows = {queue for queue, n in self.writer.counters.get(State.QUEUED, {}).items() if n > 0}
-        with_rows |= {label for (name, label), n in tx.deltas.items() if name == State.QUEUED and n > 0}
-        ranks = []
-        for name in self._queues:
-            members = sorted(with_rows.difference(self._queues)) if name == "*" else [name] if name in with_rows else []
-            if members:
-                ranks.append(members)
-        return ranks
-
     def give_back(self, tx: Transaction, unwanted: Callable[[Claimed], bool]) -> int:
         """Return what is held and ``unwanted`` to the queue; how many rows."""
-        rows = self.readahead.take_back(lambda row: unwanted(row) and row.seq != self.quarantine.current)
-        if rows:
-            tx.on_rollback(lambda: self.readahead.push(rows))
-            self.readahead.more = True
-            tx.run(sql.UNCLAIM_IF_QUEUED, json_text([row.seq for row in rows]))
-        return len(rows)
+        return self.claims.give_back(tx, unwanted)
 
     # ---------------------------------------------------------------------------------------------- running and ending
 
@@ -202,6 +146,8 @@ class Jobs:
         if tx.change(sql.BEGIN_IF_LEASED, json_text(rows), tx.number) < len(rows):
             holding = {seq for (seq,) in tx.run(sql.HOLDING, json_text([row[:2] for row in rows]))}
             begun = [attempt for seq, attempt in attempts.items() if seq in holding]
+        if self.rules.gates.holds:
+            self.rules.gates.began(tx, [attempt.claimed.seq for attempt in begun])
         for attempt in begun:
             tx.count(State.QUEUED, attempt.claimed.queue, -1)
             tx.count(State.RUNNING, attempt.claimed.queue)
@@ -243,6 +189,11 @@ class Jobs:
             )
             return
         endings = [op.argument for op in ops]
+        if self.rules.gates.holds:
+            charged = [e.attempt.claimed.seq for e in endings if e.attempt.charged]
+            self.rules.gates.let_go(tx, charged, begun=True)
+            if len(charged) < len(endings):
+                self.rules.gates.let_go(tx, [e.attempt.claimed.seq for e in endings])
         self._count_ends(tx, endings)
         if self.dependencies.waited_for:
             self.dependencies.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
@@ -330,6 +281,7 @@ class Jobs:
                 self.ask_to_stop(tx, [seq])
                 return State.RUNNING
             tx.on_commit(lambda: self.quarantine.ended(seq))
+            self.rules.gates.let_go(tx, [seq])
             tx.run(sql.CANCEL_IF_WAITING, json_text([seq]), tx.now_ms, tx.number)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
@@ -348,6 +300,19 @@ class Jobs:
                 attempt.interrupt(JobCancelled("the job was cancelled"), self._clock.boot_ms() + self._cancel_grace_ms)
 
         tx.on_commit(ask)
+
+    def asked_to_stop(self) -> set[int]:
+        """The rows whose attempts are being interrupted."""
+        return {attempt.claimed.seq for attempt in self.running.all() if attempt.pending is not None}
+
+    def cancel_by_rule(self, tx: Transaction, rows: list[tuple[int, str]]) -> None:
+        """Cancel queued rows that nobody holds, because a rule says so: [(seq, why)]."""
+        gone = tx.run(ruled.CANCEL_BY_RULE, json_text(rows), tx.now_ms, tx.number)
+        for _, _, queue in gone:
+            tx.count(State.QUEUED, queue, -1)
+            tx.count(State.CANCELLED, queue)
+        self.dependencies.ended(tx, [seq for seq, _, _ in gone])
+        self.publish(tx, lambda: [job_id for _, job_id, _ in gone])
 
     def retry(self, job_id: str) -> Callable[[Transaction], State]:
         """A dead letter is replayed with its attempts counted anew; a job that waits for its next attempt gets it now; one that
@@ -414,6 +379,7 @@ class Jobs:
                 tx.now_ms,
                 tx.number,
             )
+            self.rules.gates.let_go(tx, [a.claimed.seq for a in attempts])
             for a in attempts:
                 if a.marked:
                     tx.count(State.RUNNING, a.claimed.queue, -1)

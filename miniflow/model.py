@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from miniflow.attempts import Attempt
+from miniflow.rule_options import SameJob
 from miniflow.states import State
 
 
@@ -36,13 +37,21 @@ class NewJob(NamedTuple):
     key: str | None = None
     fingerprint: str | None = None
     waits: Waits | None = None
+    same: SameJob | None = None  # what it asks of the jobs that are there: ``unique``, ``debounce``
+    ruled: bool = False  # it has a key of a rule, so its row is as ``rule_statements.INSERT_RULED_JOBS`` takes it
 
 
 class Accepted(NamedTuple):
-    """What became of a NewJob: its id, or that of the job that was submitted with its idempotency key before."""
+    """What became of a NewJob: its id, or that of the job that was submitted with its idempotency key before (``replayed``), or
+    of the one that is the same (``merged``: "existing" of unique ones, "debounced" of those that take its payload)."""
 
     id: str
-    replayed: bool
+    replayed: bool = False
+    merged: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        return "replayed" if self.replayed else self.merged or "created"
 
 
 class Ending(NamedTuple):

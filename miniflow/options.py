@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
+from miniflow.errors import InvalidRequest
 from miniflow.retry import RetryPolicy
+
+SUBMIT_OPTIONS = (
+    "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
+    "description", "depends_on", "on_dependency_failure", "heartbeat", "on_stall", "unique",
+    "debounce", "concurrency_key",
+)  # fmt: skip
+_DURATIONS = ("delay", "ttl", "timeout", "heartbeat")
 
 
 def seconds(value: object, what: str) -> float | None:
@@ -37,6 +45,23 @@ def retry_policy(value: object, what: str) -> RetryPolicy | None:
     except msgspec.ValidationError as error:
         raise ValueError(f"{what}: {error}") from error
     raise ValueError(f"{what} is a RetryPolicy, a dict of its fields or a list of seconds, got {value!r}")
+
+
+def submit_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a submit in Python, checked by name; durations and retries as a submit takes them."""
+    chosen = dict(options)
+    for name in chosen:
+        if name not in SUBMIT_OPTIONS:
+            raise InvalidRequest(name, f"is no option of a submit; there are {', '.join(SUBMIT_OPTIONS)}")
+    try:
+        for name in _DURATIONS:
+            if name in chosen:
+                chosen[name] = seconds(chosen[name], name)
+        if "retry" in chosen:
+            chosen["retry"] = retry_policy(chosen["retry"], "retry")
+    except ValueError as error:
+        raise InvalidRequest("", str(error)) from error
+    return chosen
 
 
 def source_file(function: Callable[..., Any]) -> str:

@@ -17,6 +17,8 @@ from miniflow.readahead import ReadAhead
 from miniflow.writer import Transaction, Writer, json_text
 
 ISOLATION_S = 10.0
+PUT_OFF_S = 0.5
+"""After that it is looked again whether one that could not begin can."""
 ASIDE = 0
 """The lease of a row that is put aside; real ones count from 1."""
 
@@ -27,6 +29,7 @@ class Quarantine:
         self._waiting: list[int] = []  # the next one last
         self.current: int | None = None
         self._over_at_boot_ms = math.inf  # counted from the begin of the current one
+        self._not_before_boot_ms = 0  # the next one could not begin, for a reason of its own
         self.open = False  # nothing is brought forward before, and after, jobs are claimed at all
 
     def __repr__(self) -> str:
@@ -41,7 +44,8 @@ class Quarantine:
     def due_in_s(self) -> float:
         if not self.open or not self._waiting:
             return math.inf
-        return 0 if self.current is None else (self._over_at_boot_ms - self._clock.boot_ms()) / 1000
+        due = self._not_before_boot_ms if self.current is None else self._over_at_boot_ms
+        return max((due - self._clock.boot_ms()) / 1000, 0)
 
     def bring_forward(self, tx: Transaction, lease: int) -> list[Claimed]:
         """The next row, claimed under ``lease``; none while the last one is being watched."""
@@ -60,6 +64,19 @@ class Quarantine:
             return []
         self.current = seq
         return decode_claimed(tx.run(sql.CLAIMED_BY_LEASE, lease)[0][0])
+
+    def put_off(self, tx: Transaction, seq: int) -> None:
+        """The current one may not begin now (its queue is paused, its slots are taken): it goes back, behind the others."""
+        before = self._not_before_boot_ms
+        tx.change(sql.PUT_BACK_ASIDE_IF_QUEUED, ASIDE, seq)
+        self._waiting.insert(0, seq)
+        self.current, self._not_before_boot_ms = None, self._clock.boot_ms() + round(PUT_OFF_S * 1000)
+
+        def undo() -> None:
+            self._waiting.remove(seq)
+            self.current, self._not_before_boot_ms = seq, before
+
+        tx.on_rollback(undo)
 
     def began(self, seq: int) -> None:
         """The body of the current one runs from now on."""

@@ -58,6 +58,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     schedule: str | None = None
     scheduled_for: str | None = None
     change: int | None = None
+    submit_outcome: str | None = None
 
 
 class OfSchedule(msgspec.Struct):
@@ -118,7 +119,8 @@ class LogFilter(NamedTuple):
 
 class QueueInfo(msgspec.Struct, kw_only=True):
     """How many jobs of a queue are in each state. ``oldest_queued_age`` is how many seconds the one that has waited longest has
-    been ready; ``served``, whether workers of this server take jobs from it."""
+    been ready; ``served``, whether workers of this server take jobs from it: not if it is paused. ``concurrency`` is how many of
+    its jobs run at once, ``rate`` how many begin in a period; null: no limit."""
 
     name: str
     pending: int = 0
@@ -132,6 +134,9 @@ class QueueInfo(msgspec.Struct, kw_only=True):
     expired: int = 0
     oldest_queued_age: float | None = None
     served: bool = True
+    paused_at: str | None = None
+    concurrency: int | None = None
+    rate: str | None = None
 
 
 class Queries:
@@ -264,7 +269,7 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
 
 def job_of_new(new: NewJob, now_ms: int) -> Job:
     """The shape of a job that was just accepted, without reading it back."""
-    row = new.row + [None] * (18 - len(new.row))
+    row = (new.row + [None] * (18 - len(new.row)))[:18]
     (
         _,
         task,

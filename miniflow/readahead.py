@@ -30,7 +30,7 @@ Level = tuple[int, int]
 class ReadAhead:
     def __init__(self, *, lane_of: Callable[[str], str], rank_of: Callable[[str], int], target_max: int = 1024) -> None:
         """``lane_of(task)`` is one of LANES; ``rank_of(queue)`` the place of a queue in the order of service."""
-        self._lane_of, self._rank_of = lane_of, rank_of
+        self._lane_of, self.rank_of = lane_of, rank_of
         self._lock = threading.Lock()
         self._ready = {lane: threading.Condition(self._lock) for lane in WAITED_FOR}
         self._held: dict[int, Claimed] = {}
@@ -56,7 +56,7 @@ class ReadAhead:
         return self._idle["thread"]
 
     def level(self, queue: str, priority: int) -> Level:
-        return (self._rank_of(queue), -priority)
+        return (self.rank_of(queue), -priority)
 
     def room(self) -> int:
         """How many more rows to claim; 0 while the buffer is more than half full and no thread stands idle beside it."""
@@ -129,6 +129,10 @@ class ReadAhead:
         if self.more and self.on_room is not None and len(self._held) <= self.target // 2:
             self.on_room()
         return attempt
+
+    def holds(self, seq: int) -> bool:
+        """Whether the row is claimed and waits for a worker."""
+        return seq in self._held
 
     def discard(self, seq: int) -> Claimed | None:
         """Take one row out, if it was not begun."""

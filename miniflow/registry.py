@@ -18,17 +18,18 @@ import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from miniflow import context
 from miniflow import limits as limits_of
 from miniflow.contract import Declared
-from miniflow.errors import InvalidRequest, MiniFlowError, UnknownTask
+from miniflow.errors import MiniFlowError, UnknownTask
 from miniflow.limits import Limits
-from miniflow.options import check_exceptions, check_integer, retry_policy, seconds, source_file
+from miniflow.options import check_exceptions, check_integer, retry_policy, seconds, source_file, submit_options
 from miniflow.payload import Binding, bind_signature
 from miniflow.programs import Program
 from miniflow.retry import RetryPolicy
+from miniflow.rule_options import NO_RULES, RuleOptions, TaskRules, task_rules
 
 NAME_CHARS_MAX = 200
 PRIORITY_MAX = 1000
@@ -85,6 +86,7 @@ class TaskSpec:
     failure_ttl_s: float | None = None
     heartbeat_s: float | None = None
     on_stall: OnStall | None = None
+    rules: TaskRules = NO_RULES
     executor: ExecutorName = None  # type: ignore[assignment]  # never None after __post_init__
     description: str = ""
     source: str = ""
@@ -289,12 +291,6 @@ def collecting(registry: Registry) -> Iterator[Registry]:
 Submit = Callable[[TaskSpec, str, dict[str, Any]], str]
 """Takes the task, the payload as JSON text and the options that were given; gives the id of the job."""
 
-SUBMIT_OPTIONS = (
-    "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
-    "description", "depends_on", "on_dependency_failure", "heartbeat", "on_stall",
-)  # fmt: skip
-_DURATIONS = ("delay", "ttl", "timeout", "heartbeat")
-
 _submit: Submit | None = None
 
 
@@ -312,18 +308,7 @@ def unbind_submit() -> None:
 
 def submit_call(spec: TaskSpec, options: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Make a job of a call. The options are checked by name here, by value where all submits are."""
-    chosen = dict(options)
-    for name in chosen:
-        if name not in SUBMIT_OPTIONS:
-            raise InvalidRequest(name, f"is no option of a submit; there are {', '.join(SUBMIT_OPTIONS)}")
-    try:
-        for name in _DURATIONS:
-            if name in chosen:
-                chosen[name] = seconds(chosen[name], name)
-        if "retry" in chosen:
-            chosen["retry"] = retry_policy(chosen["retry"], "retry")
-    except ValueError as error:
-        raise InvalidRequest("", str(error)) from error
+    chosen = submit_options(options)
     payload = spec.binding.from_call(args, kwargs)
     submit = _submit  # read once: a server that stops meanwhile clears it
     if submit is None:
@@ -361,7 +346,8 @@ class Task(Generic[P, R]):
         return submit_call(self.spec, {}, args, kwargs)
 
     def submit_with(self, options: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> str:
-        """``submit`` with options for this one job: ``task.submit_with({"delay": 60}, 1, b=2)``. See ``SUBMIT_OPTIONS``."""
+        """``submit`` with options for this one job: ``task.submit_with({"delay": 60}, 1, b=2)``. See
+        ``options.SUBMIT_OPTIONS``."""
         return submit_call(self.spec, options, args, kwargs)
 
     def __repr__(self) -> str:
@@ -389,6 +375,7 @@ def task(
     on_stall: OnStall | None = ...,
     executor: ExecutorName | None = ...,
     limits: LimitsOption | None = ...,
+    **rules: Unpack[RuleOptions],
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 
@@ -410,20 +397,24 @@ def task(
     on_stall: OnStall | None = None,
     executor: ExecutorName | None = None,
     limits: LimitsOption | None = None,
+    **rules: Unpack[RuleOptions],
 ) -> Any:
     """Make a task of a function: ``@task``, or ``@task(queue="mail", timeout=30)``. Durations are seconds or a timedelta.
 
-    The task is called as the function is unless ``name`` says otherwise. What is left out is the server's default.
+    The task is called as the function is unless ``name`` says otherwise. What is left out is the server's default. ``rules``
+    say how many of its jobs run at once, how many in a period, and which are the same: see ``rule_options.RuleOptions``.
     """
 
     def register(function: Callable[..., Any]) -> Task[Any, Any]:
         chosen = name if name is not None else str(getattr(function, "__name__", type(function).__name__))
         where = f"task {chosen!r}"
         _check_function(function, where)
+        binding = bind_signature(function, name=chosen)
         spec = TaskSpec(
             name=chosen,
             function=function,
-            binding=bind_signature(function, name=chosen),
+            binding=binding,
+            rules=task_rules(rules, where, binding.json_schema),
             queue=queue,
             priority=priority,
             timeout_s=seconds(timeout, f"{where}: timeout"),

@@ -54,20 +54,24 @@ class Roster:
     def __init__(
         self,
         clock: Clock,
-        slots: Slots,
+        slots: Callable[[], Slots],
         *,
         threads: Callable[[], Iterable[str]],
         processes: Callable[[], Iterable[str]],
         running: Callable[[], list[Attempt]],
         holdups: Holdups,
     ) -> None:
-        """``threads()`` are the ids of the threads that take jobs, ``processes()`` of those that wait for processes,
-        ``running()`` the attempts under way."""
-        self._clock, self.slots = clock, slots
+        """``slots()`` is how many there may be, ``threads()`` are the ids of the threads that take jobs, ``processes()`` of those
+        that wait for processes, ``running()`` the attempts under way."""
+        self._clock, self._slots = clock, slots
         self._threads, self._processes, self._running, self._holdups = threads, processes, running, holdups
 
     def __repr__(self) -> str:
         return f"<Roster [{len(self._running())} running | {self.slots}]>"
+
+    @property
+    def slots(self) -> Slots:
+        return self._slots()
 
     def workers(self) -> list[Worker]:
         """Threads first, then those with processes."""

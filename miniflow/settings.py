@@ -76,6 +76,12 @@ SETTINGS = (
     Setting("process_idle", _SECONDS, 300.0, "seconds after which a warm process that has no job ends"),
     Setting("async_slots", _COUNT, 100, "`async def` jobs that run at once"),
     Setting("queues", str, "*", "queues to serve, first one first, separated by commas; `*` is all the others"),
+    Setting(
+        "priority_ageing",
+        _SECONDS,
+        60.0,
+        "seconds that a ready job waits for each step of priority that it gains, so that none waits for ever; 0: never",
+    ),
     Setting("grace", _SECONDS, 30.0, "seconds that running jobs get to end when the server stops"),
     Setting("log_dir", str, "./logs", "the folder of app.log"),
     Setting("log_level", Literal["debug", "info", "warning", "error"], "info", "how much goes to the log"),
@@ -132,6 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     process_idle: float = 300.0
     async_slots: int = 100
     queues: str = "*"
+    priority_ageing: float = 60.0
     grace: float = 30.0
     log_dir: str = "./logs"
     log_level: str = "info"

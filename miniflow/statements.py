@@ -40,7 +40,7 @@ CLAIM_QUEUED = """
 UPDATE jobs SET lease = ?1 WHERE seq IN (
   SELECT j.seq FROM json_each(?2) q CROSS JOIN jobs j ON j.seq IN (
     SELECT i.seq FROM jobs i INDEXED BY jobs_ready
-    WHERE i.queue = q.value AND i.state = 'queued' AND i.lease IS NULL
+    WHERE i.queue = q.value AND i.state = 'queued' AND i.lease IS NULL AND i.blocked IS NULL
     ORDER BY i.priority DESC, i.turn, i.seq LIMIT ?3)
   ORDER BY j.priority DESC, j.turn, j.seq LIMIT ?3)
 """
@@ -48,7 +48,7 @@ UPDATE jobs SET lease = ?1 WHERE seq IN (
 CLAIM_QUEUED_OF_ONE_QUEUE = """
 UPDATE jobs SET lease = ?1 WHERE seq IN (
   SELECT seq FROM jobs INDEXED BY jobs_ready
-  WHERE queue = ?2 AND state = 'queued' AND lease IS NULL
+  WHERE queue = ?2 AND state = 'queued' AND lease IS NULL AND blocked IS NULL
   ORDER BY priority DESC, turn, seq LIMIT ?3)
 """
 
@@ -154,7 +154,7 @@ RETURNING seq, queue, priority, run_at IS NULL, CASE attempt WHEN 0 THEN expires
 NEXT_DUE = "SELECT min(run_at) FROM jobs INDEXED BY jobs_due WHERE state IN ('scheduled', 'retrying')"
 
 EXPIRE_QUEUED = """
-UPDATE jobs SET state = 'expired', completed_at = ?1, updated_at = ?1, changed = ?3, last_error = 'not begun within its ttl'
+UPDATE jobs SET state = 'expired', blocked = NULL, completed_at = ?1, updated_at = ?1, changed = ?3, last_error = 'not begun within its ttl'
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_expiring
               WHERE expires_at <= ?1 AND expires_at IS NOT NULL AND state = 'queued' AND attempt = 0 AND lease IS NULL
               ORDER BY expires_at LIMIT ?2)
@@ -184,7 +184,7 @@ META_OF_CLOCK = "SELECT key, value FROM meta WHERE key IN ('boot_id', 'clock_off
 STATE_BY_ID = "SELECT seq, state, queue, task, lease, cancel_requested_at FROM jobs WHERE id = ?1"
 
 CANCEL_IF_WAITING = """
-UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, completed_at = ?2, updated_at = ?2, changed = ?3,
+UPDATE jobs NOT INDEXED SET state = 'cancelled', lease = NULL, blocked = NULL, completed_at = ?2, updated_at = ?2, changed = ?3,
                 cancel_requested_at = ?2
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('pending', 'scheduled', 'queued', 'retrying')
 """
@@ -256,6 +256,9 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'running'
 PUT_ASIDE_IF_FREE = """
 UPDATE jobs NOT INDEXED SET lease = ?1 WHERE seq IN (SELECT value FROM json_each(?2)) AND state = 'queued' AND lease IS NULL
 """
+PUT_BACK_ASIDE_IF_QUEUED = (
+    "UPDATE jobs NOT INDEXED SET lease = ?1 WHERE seq = ?2 AND state = 'queued' AND lease IS NOT NULL"
+)
 CLAIM_IF_ASIDE = "UPDATE jobs NOT INDEXED SET lease = ?1 WHERE seq = ?2 AND lease = ?3 AND state = 'queued'"
 
 # ------------------------------------------------------------------------------------------------------------- counters
@@ -306,15 +309,15 @@ WHERE name IN ('enqueued', 'finished', 'failed', 'minutes enqueued', 'minutes fi
 OLDEST_READY = """
 WITH RECURSIVE levels (queue, priority) AS (
   SELECT q.value, (SELECT max(i.priority) FROM jobs i INDEXED BY jobs_ready
-                   WHERE i.queue = q.value AND i.state = 'queued' AND i.lease IS NULL)
+                   WHERE i.queue = q.value AND i.state = 'queued' AND i.lease IS NULL AND i.blocked IS NULL)
   FROM json_each(?1) q
   UNION ALL
   SELECT queue, (SELECT max(i.priority) FROM jobs i INDEXED BY jobs_ready
-                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.priority < levels.priority)
+                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.blocked IS NULL AND i.priority < levels.priority)
   FROM levels WHERE priority IS NOT NULL)
 SELECT queue, min(ready_at) FROM (
   SELECT queue, (SELECT i.updated_at FROM jobs i INDEXED BY jobs_ready
-                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.priority = levels.priority
+                 WHERE i.queue = levels.queue AND i.state = 'queued' AND i.lease IS NULL AND i.blocked IS NULL AND i.priority = levels.priority
                  ORDER BY i.turn, i.seq LIMIT 1) AS ready_at
   FROM levels WHERE priority IS NOT NULL
   UNION ALL

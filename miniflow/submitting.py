@@ -9,14 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from miniflow import statements as sql
-from miniflow.errors import IdempotencyConflict, MiniFlowError, QueueFull, ShuttingDown, TooManyQueues
+from miniflow.errors import IdempotencyConflict, MiniFlowError, NotUnique, QueueFull, ShuttingDown, TooManyQueues
 from miniflow.model import Accepted, NewJob
 from miniflow.operations import Operation
+from miniflow.rule_statements import INSERT_RULED_JOBS
 from miniflow.states import WAITING, State
+from miniflow.uniqueness import SameJobs
 from miniflow.writer import Transaction, Writer, json_text
 
 if TYPE_CHECKING:
     from miniflow.jobs import Jobs
+
+
+CONCURRENCY_KEY = 18
+"""Its place in a row that has one."""
 
 
 class Submitting:
@@ -31,12 +37,16 @@ class Submitting:
                 op.error = ShuttingDown()
             return
         in_use = self._keys_in_use(tx, ops)
+        with_rules = [job for op in ops for job in op.argument if job.ruled]
+        same = SameJobs(tx, with_rules) if with_rules else None
         waiting = self.waiting()
         new: list[NewJob] = []
         dependent: list[tuple[NewJob, list[Accepted]]] = []
         for op in ops:
             jobs: list[NewJob] = op.argument
             fresh, op.value, op.error = _resolve_keys(jobs, in_use)
+            if op.error is None and same is not None:
+                fresh, op.value, op.error = _resolve_same(fresh, op.value, same)
             if op.error is None:
                 op.error = self.refusal(tx, fresh, waiting + len(new))
             waits = [job for job in fresh if job.waits is not None] if op.error is None else []
@@ -44,24 +54,33 @@ class Submitting:
                 op.error = self._jobs.dependencies.check(tx, waits, op.value)
             if op.error is not None:
                 continue
+            if same is not None:
+                same.accept()
             for job in fresh:
                 if job.key is not None:
                     in_use[job.key] = (job.id, job.fingerprint)
             new += fresh
             dependent += [(job, op.value) for job in waits]
+        for run_at in same.write_merges() if same is not None else ():
+            self._jobs.timers.expect(run_at, None)
         if new:
-            self.add(tx, new)
+            self.add(tx, new, same)
         if dependent:
             self._jobs.dependencies.insert(tx, dependent)
 
-    def add(self, tx: Transaction, jobs: list[NewJob]) -> None:
-        """Insert jobs that nothing speaks against: their limits and keys have been looked at."""
+    def add(self, tx: Transaction, jobs: list[NewJob], same: SameJobs | None = None) -> None:
+        """Insert jobs that nothing speaks against: their limits and keys have been looked at, and ``same`` has asked for others
+        like them, if that was to be asked."""
         for job in jobs:
             tx.count(job.state, job.queue)
             tx.count("enqueued", job.task)
         self._expect(tx, jobs)
-        rows = [job.row for job in jobs]
-        tx.run(sql.INSERT_JOBS, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        ruled = any(job.ruled for job in jobs)
+        rows = [job.row if same is None else same.new_rows[job.id] for job in jobs]
+        insert = INSERT_RULED_JOBS if ruled else sql.INSERT_JOBS
+        tx.run(insert, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        if ruled and any(len(row) > CONCURRENCY_KEY and row[CONCURRENCY_KEY] is not None for row in rows):
+            self._jobs.rules.a_key_came(tx)
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]
@@ -93,6 +112,20 @@ class Submitting:
                 self._jobs.timers.expect(job.run_at, job.expires_at)
         for queue, priority in ready:
             self._jobs.ready(tx, queue, priority)
+
+
+def _resolve_same(
+    fresh: list[NewJob], accepted: list[Accepted], same: SameJobs
+) -> tuple[list[NewJob], list[Accepted], MiniFlowError | None]:
+    """As ``_resolve_keys``, by the jobs' own rules: those for which there is a job already are not new."""
+    try:
+        merged = same.resolve(fresh)
+    except NotUnique as exc:
+        return [], [], exc
+    if not merged:
+        return fresh, accepted, None
+    answers = [merged[one.id]._replace(replayed=one.replayed) if one.id in merged else one for one in accepted]
+    return [job for job in fresh if job.id not in merged], answers, None
 
 
 def _resolve_keys(

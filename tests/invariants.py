@@ -73,6 +73,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _attempts(look, replayed=replayed)
         _dependencies(look, replayed=replayed)
         _schedules(look, deleted=deleted)
+        _rules(look)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -205,6 +206,19 @@ def _dependencies(look: Snapshot, *, replayed: bool) -> None:
         "begun before what it depends on had ended",
         f"SELECT c.id, c.started_at, p.id, p.completed_at FROM {both} WHERE c.started_at < p.completed_at",
     )
+
+
+def _rules(look: Snapshot) -> None:
+    look.none(
+        "blocked, and not ready",
+        f"SELECT {JOB}, blocked FROM jobs WHERE blocked IS NOT NULL AND (state <> 'queued' OR lease IS NOT NULL)",
+    )
+    look.none(
+        "blocked at a gate that is not its own",
+        f"SELECT {JOB}, concurrency_key, blocked FROM jobs WHERE blocked IS NOT NULL "
+        "AND blocked <> 'task:' || task AND blocked IS NOT 'key:' || task || ' ' || concurrency_key",
+    )
+    look.none("less than nothing began under a rate", "SELECT gate, at, n FROM rate_starts WHERE n < 0")
 
 
 def acknowledged_all_there(path: str | Path, ids: Iterable[str]) -> None:

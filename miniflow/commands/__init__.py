@@ -9,14 +9,16 @@ import rich_click as click
 
 from miniflow.commands.acting import cancel, delete, retry
 from miniflow.commands.completing import completion
-from miniflow.commands.looking import events, failed, jobs, logs, result, show
+from miniflow.commands.controlling import limit, pause, resume, scale
+from miniflow.commands.looking import events, explain, failed, jobs, logs, result, show
 from miniflow.commands.overview import info, queues, stats, tasks, workers
 from miniflow.commands.schedules import schedule
 from miniflow.commands.submitting import submit
 
-JOBS: tuple[click.Command, ...] = (submit, jobs, failed, show, result, logs, events, retry, cancel, delete)
+JOBS: tuple[click.Command, ...] = (submit, jobs, failed, show, explain, result, logs, events, retry, cancel, delete)
 SCHEDULES: tuple[click.Command, ...] = (schedule,)
 SERVER: tuple[click.Command, ...] = (info, queues, tasks, workers, stats)
+CONTROL: tuple[click.Command, ...] = (pause, resume, limit, scale)
 OTHERS: tuple[click.Command, ...] = (completion,)
 
 

@@ -158,6 +158,30 @@ def show(session: Session, job_id: str, traceback: bool) -> None:
         session.note(f"`miniflow show {job.id} --traceback` shows where it failed")
 
 
+@remote(exits.NOT_FOUND)
+@ID
+def explain(session: Session, job_id: str) -> None:
+    """Say why a job does not run yet, or what ended it.
+
+    It is asked of what decides it: a paused queue, slots that others hold, a rate, other jobs that it waits for, its time, the
+    jobs before it; and what happens next. With --json one document, with codes for programs.
+
+    \b
+    Examples:
+      miniflow explain last
+      miniflow explain 0198c0de-1234-7abc-8def-0123456789ab --json | jq -r '.reasons[].code'
+    """
+    found = session.client.explain(session.job_id(job_id))
+    if session.json:
+        session.document(found)
+        return
+    session.line(Text.assemble(found.id, "  ", words.state(found.status)))
+    for reason in found.reasons:
+        session.line(words.plain(f"- {reason.text}"))
+    if found.next:
+        session.line(words.plain(f"{found.next}."))
+
+
 def _queue(session: Session, job: Job) -> QueueInfo | None:
     """Where the job waits; not worth an error of its own."""
     if job.status != State.QUEUED:

@@ -56,11 +56,17 @@ def queue_list(found: list[QueueInfo], width: int | None) -> list[Text]:
             Text(f"{queue.dead_letter:,}", "red" if queue.dead_letter else ""),
             f"{queue.completed:,}",
             "" if queue.oldest_queued_age is None else coarse(queue.oldest_queued_age),
-            Text("" if queue.served else "not served", "yellow"),
+            Text(_service(queue), "yellow" if queue.paused_at or not queue.served else ""),
         )
         for queue in found
     ]
     return table(QUEUE_COLUMNS, rows, width)
+
+
+def _service(queue: QueueInfo) -> str:
+    """What is out of the ordinary about it."""
+    state = "paused" if queue.paused_at else "" if queue.served else "not served"
+    return ", ".join(filter(None, (state, words.limits(queue.concurrency, queue.rate))))
 
 
 def _later(queue: QueueInfo) -> int:
@@ -120,6 +126,8 @@ def task_card(task: TaskInfo, width: int | None) -> list[Text]:
             ("task", task.name),
             ("about", one_line(task.description or "")),
             ("runs", f"{runs}, queue {task.queue}"),
+            ("limits", words.limits(task.concurrency, task.rate)),
+            ("one by one", _keys(task)),
             ("retries", "" if task.max_retries is None else str(task.max_retries)),
             ("timeout", span(task.timeout) if task.timeout else ""),
             ("heartbeat", words.heartbeat(task.heartbeat, task.on_stall)),
@@ -136,6 +144,13 @@ def task_card(task: TaskInfo, width: int | None) -> list[Text]:
     if fields and task.schema.get("additionalProperties"):
         lines.append(Text("  …  any other field"))
     return lines
+
+
+def _keys(task: TaskInfo) -> str:
+    if not task.concurrency_key:
+        return ""
+    at_once = f"{task.concurrency_per_key} at once" if task.concurrency_per_key != 1 else "one at a time"
+    return f"by {', '.join(task.concurrency_key)}: {at_once}, else {task.on_conflict}"
 
 
 # ----------------------------------------------------------------------------------------------------------------- workers

@@ -42,6 +42,13 @@ EXAMPLE = '{"task": "add", "payload": {"a": 1}}'
 @click.option("--description", metavar="TEXT", help="what it is about")
 @click.option("--after", multiple=True, metavar="ID", help="begin when this job has ended; may be given more than once")
 @click.option("--even-if-failed", is_flag=True, help="with --after: also if it did not end well")
+@click.option("--unique", is_flag=True, help="only if there is no job with this payload that has not ended")
+@click.option("--unique-by", multiple=True, metavar="FIELD", help="the same by this field of the payload, or several")
+@click.option("--debounce", type=duration, metavar="TIME", help="begin when no other such submit has come for so long")
+@click.option(
+    "--debounce-max", type=duration, metavar="TIME", help="with --debounce: so long after the first at the latest"
+)
+@click.option("--concurrency-key", metavar="TEXT", help="jobs of the task with the same key run one at a time")
 @click.option("--batch", metavar="FILE", help="many jobs: one a line, as JSON; - for the standard input")
 @click.option("--wait", is_flag=True, help="show its log as it runs, then its result")
 @click.option("--quiet", is_flag=True, help="print only the id")
@@ -94,6 +101,13 @@ def _options(session: Session, given: dict[str, Any]) -> dict[str, Any]:
         raise Complaint("--even-if-failed goes with --after ID, which says which job to wait for")
     given["depends_on"] = [session.job_id(one) for one in after] or None
     given["on_dependency_failure"] = "run" if whatever else None
+    by, unique = list(given.pop("unique_by")), given.pop("unique")
+    given["unique"] = {"fields": by} if by else unique or None
+    longest = given.pop("debounce_max")
+    if longest is not None and given["debounce"] is None:
+        raise Complaint("--debounce-max goes with --debounce TIME, which says how long to wait")
+    if longest is not None:
+        given["debounce"] = {"wait": given["debounce"], "max_wait": longest}
     given["priority"] = priority_of(given["priority"])
     given["retry"] = retry_of(given["retry"])
     given["tags"] = list(given["tags"]) or None
@@ -103,7 +117,8 @@ def _options(session: Session, given: dict[str, Any]) -> dict[str, Any]:
 
 def _accepted(job: Job) -> str:
     due = f", due {words.until(job.scheduled_at, words.now())}" if job.status == State.SCHEDULED else ""
-    return f"{job.id}  {job.status} in {job.queue}{due}"
+    there = {"existing": ", was there already", "debounced": ", was there already and takes this payload"}
+    return f"{job.id}  {job.status} in {job.queue}{due}{there.get(job.submit_outcome or '', '')}"
 
 
 def _submit_one(session: Session, task: str, payload: Sequence[str], options: dict[str, Any]) -> Job:

@@ -52,6 +52,11 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
     return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
 
 
+def limits(concurrency: int | None, rate: str | None) -> str:
+    """``5 at once, 10/minute``; nothing where there is no limit."""
+    return ", ".join(filter(None, (f"{concurrency:,} at once" if concurrency else "", rate)))
+
+
 def count(n: int, noun: str) -> str:
     """``1 job``, ``1,234 jobs``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

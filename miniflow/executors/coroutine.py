@@ -51,6 +51,11 @@ class AsyncLane:
         self._taking = True
         self._thread.start()
 
+    def resize(self, slots: int) -> None:
+        """So many at once from now on. Those that run go on."""
+        self.slots = slots
+        self._notify()
+
     def stop_taking(self) -> None:
         """No further job is begun; those under way go on."""
         self._taking = False

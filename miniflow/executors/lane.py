@@ -21,6 +21,15 @@ IDLE_WAIT_S = 5.0
 JOIN_S = 10.0
 
 
+class _Waiter:
+    """A thread that takes jobs, the one it has, and whether it goes: there are to be fewer."""
+
+    def __init__(self, worker_id: str, thread: threading.Thread) -> None:
+        self.worker_id, self.thread = worker_id, thread
+        self.attempt: Attempt | None = None
+        self.leaves = False
+
+
 class ProcessLane:
     """Takes jobs from the "process" lane of the read-ahead."""
 
@@ -39,13 +48,12 @@ class ProcessLane:
         """``idle_s``: after how many seconds without a job a warm child is ended."""
         self._readahead, self._begin, self._execute, self._refuse = readahead, begin, execute, refuse
         self.children, self.slots, self._idle_s = children, slots, idle_s
+        self._prefix = prefix
         self._started = self._stopping = False
         self.jobs_run = 0
-        self._current: dict[str, Attempt | None] = {f"{prefix}-process-{n + 1}": None for n in range(slots)}
-        self._threads = [
-            threading.Thread(target=self._serve, args=(worker_id,), name=f"Process-{n + 1}", daemon=True)
-            for n, worker_id in enumerate(self._current)
-        ]
+        self._named = 0
+        self._changing = threading.Lock()  # which threads there are
+        self._waiters: list[_Waiter] = []
 
     def __repr__(self) -> str:
         return f"<ProcessLane [{len(self)} running | {self.slots} slots]>"
@@ -55,14 +63,37 @@ class ProcessLane:
 
     def start(self) -> None:
         self._started = True
-        for thread in self._threads:
-            thread.start()
+        self.resize(self.slots)
+
+    def resize(self, slots: int) -> None:
+        """So many at once from now on. Of those that are too many the idle ones go at once, the others after their job."""
+        self.slots = slots
+        if not self._started:
+            return
+        with self._changing:
+            staying = [waiter for waiter in self._waiters if not waiter.leaves]
+            for _ in range(len(staying), slots):
+                self._add()
+            for waiter in sorted(staying, key=lambda waiter: waiter.attempt is not None)[
+                : max(len(staying) - slots, 0)
+            ]:
+                waiter.leaves = True
+        self._readahead.wake_all()
+
+    def _add(self) -> None:
+        self._named += 1
+        waiter = _Waiter(f"{self._prefix}-process-{self._named}", threading.Thread(
+            target=lambda: self._serve(waiter), name=f"Process-{self._named}", daemon=True
+        ))  # fmt: skip
+        self._waiters.append(waiter)
+        waiter.thread.start()
 
     def busy(self) -> dict[str, bool]:
         """By the worker's id, whether it has a job. Nobody where no task wants a process."""
         if not (self._started and self._readahead.has_process_tasks):
             return {}
-        return {worker_id: attempt is not None for worker_id, attempt in self._current.items()}
+        waiters = [(waiter, waiter.attempt is not None) for waiter in list(self._waiters)]
+        return {waiter.worker_id: busy for waiter, busy in waiters if busy or not waiter.leaves}
 
     def stop_taking(self) -> None:
         """No further job is begun; those under way go on."""
@@ -74,9 +105,9 @@ class ProcessLane:
         self._stopping = True
         self._readahead.wake_all()
         self.children.close()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(JOIN_S)
+        for waiter in list(self._waiters):
+            if waiter.thread.is_alive():
+                waiter.thread.join(JOIN_S)
         self.children.processes.close()
 
     def use(self) -> ProcessUse:
@@ -87,20 +118,25 @@ class ProcessLane:
             processes.stopped_total, processes.left_total,
         )  # fmt: skip
 
-    def _serve(self, worker_id: str) -> None:
+    def _serve(self, waiter: _Waiter) -> None:
         def begin(claimed: Claimed) -> Attempt:
-            return self._begin(claimed, worker_id)
+            return self._begin(claimed, waiter.worker_id)
 
-        while not self._stopping:
-            attempt = self._readahead.take("process", begin, timeout_s=IDLE_WAIT_S, stopped=lambda: self._stopping)
+        def stopped() -> bool:
+            return self._stopping or waiter.leaves
+
+        while not stopped():
+            attempt = self._readahead.take("process", begin, timeout_s=IDLE_WAIT_S, stopped=stopped)
             if attempt is None:
                 self.children.retire(round(self._idle_s * 1000))
                 continue
-            self._current[worker_id] = attempt
+            waiter.attempt = attempt
             try:
                 self._execute(attempt)
             except BaseException as exc:  # outside of the body: the job must not stay leased, and the thread goes on
                 log.exception("running job %s failed outside of its body", attempt.claimed.id)
                 self._refuse(attempt, exc)
-            self._current[worker_id] = None
+            waiter.attempt = None
             self.jobs_run += 1  # approximate where two threads count at once: it paces the claims
+        with self._changing:
+            self._waiters = [other for other in self._waiters if other is not waiter]

@@ -14,7 +14,7 @@ from litestar.params import Parameter
 from miniflow import __version__
 from miniflow.errors import InvalidRequest, MiniFlowError
 from miniflow.intake import decode_submission
-from miniflow.model import NewJob
+from miniflow.model import Accepted, NewJob
 from miniflow.queries import Attempt, Job, is_terminal, job_of_new
 from miniflow.states import State
 from miniflow.web.backend import Backend
@@ -42,23 +42,31 @@ def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None
 
 @post("/api/v1/jobs", summary="Submit a job", status_code=201)
 async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """Accept one job. A 201 says that it is on the disk: it survives a crash of the process and of the machine."""
+    """Accept one job. A 201 says that it is on the disk: it survives a crash of the process and of the machine.
+
+    The header ``Submit-Outcome`` (and the field ``submit_outcome``) says where the answer is another job, that was there already:
+    ``existing`` for one with the rule ``unique``, ``debounced`` for one that took this payload over."""
     submission = decoded(decode_submission, await request.body())
     submission.idempotency_key = idempotency_key(request, submission.idempotency_key)
     request_id = request.scope.get("miniflow_request_id")
     new = backend.intake.job(submission, request_id=request_id if isinstance(request_id, str) else None)
-    ((job_id, replayed),) = await backend.insert([new])
-    headers = {"location": f"/api/v1/jobs/{job_id}"}
-    if replayed:
-        return respond(backend.queries.job(job_id), 201, {**headers, "idempotency-replayed": "true"})
+    (accepted,) = await backend.insert([new])
+    headers = {"location": f"/api/v1/jobs/{accepted.id}"}
+    if accepted.replayed or accepted.merged:
+        headers |= {"idempotency-replayed": "true"} if accepted.replayed else {}
+        headers |= {"submit-outcome": accepted.merged} if accepted.merged else {}
+        job = backend.queries.job(accepted.id)
+        job.submit_outcome = accepted.outcome
+        return respond(job, 201, headers)
     if new.waits is not None:  # what it waits for may have ended already
-        return respond(backend.queries.job(job_id), 201, headers)
+        return respond(backend.queries.job(accepted.id), 201, headers)
     return respond(job_of_new(new, backend.clock.now_ms()), 201, headers)
 
 
 @post("/api/v1/jobs/batch", summary="Submit many jobs, all or none", status_code=201)
 async def submit_batch(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """A JSON array of jobs, or one job a line (NDJSON). The ids come back in the order given."""
+    """A JSON array of jobs, or one job a line (NDJSON). The ids come back in the order given. ``existing`` and ``debounced`` are
+    the places of jobs that were there already by the rules ``unique`` and ``debounce``: they have the ids of the earlier ones."""
     raw = split_batch(await request.body(), request.headers.get("content-type", ""), backend.settings.max_batch)
     if not raw:
         raise InvalidRequest("", "the batch is empty; give an array of jobs, or one job a line")
@@ -87,9 +95,15 @@ def idempotency_key(request: AnyRequest, in_body: str | None, field: str = "idem
     return header
 
 
-def _replays(accepted: list[Any]) -> dict[str, int]:
-    replayed = sum(one.replayed for one in accepted)
-    return {"replayed": replayed} if replayed else {}
+def _replays(accepted: list[Accepted]) -> dict[str, Any]:
+    """How many were there already by their keys, and the places of those that were by a rule of theirs."""
+    found: dict[str, Any] = {}
+    if replayed := sum(one.replayed for one in accepted):
+        found["replayed"] = replayed
+    for merged in ("existing", "debounced"):
+        if places := [place for place, one in enumerate(accepted) if one.merged == merged]:
+            found[merged] = places
+    return found
 
 
 def split_batch(body: bytes, content_type: str, limit: int) -> list[bytes]:

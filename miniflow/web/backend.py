@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from miniflow.clock import Clock
+from miniflow.control import PoolSize, PoolSizeChange
 from miniflow.feed import Feed
 from miniflow.intake import Intake
 from miniflow.jobs import Jobs
@@ -25,6 +26,12 @@ from miniflow.settings import Settings
 from miniflow.writer import Transaction, Writer
 
 
+class Resizable(Protocol):
+    """What the number of workers can be changed by."""
+
+    def resize(self, change: PoolSizeChange) -> Callable[[Transaction], PoolSize]: ...
+
+
 @dataclass(kw_only=True, slots=True)
 class Backend:
     settings: Settings
@@ -38,6 +45,7 @@ class Backend:
     listing: Listing
     feed: Feed
     roster: Roster
+    pool: Resizable
     writer: Writer
     waiter: LoopWaiter
     metrics: Metrics

@@ -104,9 +104,10 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
         queue=wanted.queue,
         idempotency_key=idempotency_key(request, wanted.idempotency_key),
     )
-    ((job_id, _),) = await backend.insert(
+    (accepted,) = await backend.insert(
         [backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))]
     )
+    job_id = accepted.id
     log_api.info("Enqueued job_id=%s task=%s", job_id, wanted.task)
     return respond({"job_id": job_id})
 
@@ -189,12 +190,10 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
         idempotency_key=idempotency_key(request, wanted.request_id, "request_id"),
     )
     job_id = f"{RQ_PREFIX}{uuid.uuid4()}"
-    ((accepted, _),) = await backend.insert(
-        [backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)]
-    )
-    job = backend.queries.job(accepted)
-    submitted_at = job.created_at if accepted != job_id else rfc3339(now_ms)
-    return respond({"job_id": accepted, "status": JOB_STATUS[State(job.status)], "submitted_at": submitted_at})
+    (accepted,) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)])
+    job = backend.queries.job(accepted.id)
+    submitted_at = job.created_at if accepted.id != job_id else rfc3339(now_ms)
+    return respond({"job_id": accepted.id, "status": JOB_STATUS[State(job.status)], "submitted_at": submitted_at})
 
 
 @get("/job-status/{job_id:str}", summary="The status of a job (classic, RQ and BaseJob)")

@@ -11,6 +11,8 @@ from typing import Any, NotRequired, TypedDict
 
 from miniflow import intake
 from miniflow.bulk import Outcome
+from miniflow.control import PoolSizeChange, QueueChange, TaskChange
+from miniflow.explain import Explanation
 from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
@@ -25,9 +27,11 @@ from miniflow.web.examples import (
     BULK,
     CANCELLED,
     EVENT,
+    EXPLAINED,
     ID,
     JOB,
     JOB_EVENTS,
+    LIMITS,
     LINE,
     LINES,
     LOG,
@@ -39,6 +43,7 @@ from miniflow.web.examples import (
     RUNNING,
     SUBMITS,
     TASK,
+    WORKERS,
 )
 from miniflow.web.fields import FIELDS
 from miniflow.web.jobs import BulkRequest, ReplayFilter
@@ -78,7 +83,13 @@ Batch = GenericAlias(list, (Submission,))
 ClassicSubmit = readable(classic.Submit)
 ClassicSubmitJob = readable(classic.SubmitJob)
 
-Ids = TypedDict("Ids", {"ids": list[str], "count": int, "replayed": NotRequired[int]})
+Ids = TypedDict(
+    "Ids",
+    {
+        "ids": list[str], "count": int, "replayed": NotRequired[int], "existing": NotRequired[list[int]],
+        "debounced": NotRequired[list[int]],
+    },
+)  # fmt: skip
 Result = TypedDict("Result", {"id": str, "status": str, "result": Any})
 NoResultYet = TypedDict("NoResultYet", {"id": str, "status": str, "detail": str})
 NoResult = TypedDict("NoResult", {"id": str, "status": str, "error": str | None, "detail": str})
@@ -136,7 +147,11 @@ def _bulk(done: str) -> Operation:
 OPERATIONS: dict[str, Operation] = {
     "POST /api/v1/jobs": Operation(
         "jobs",
-        {201: Answer("accepted: it is on the disk", Job, NEW, ("Location", "Idempotency-Replayed"), links=OF_A_JOB)},
+        {
+            201: Answer(
+                "accepted: it is on the disk", Job, NEW, ("Location", "Idempotency-Replayed", "Submit-Outcome"), links=OF_A_JOB
+            )
+        },
         Body(Submission, SUBMITS),
         refusals=(409, 429),
         headers=SUBMIT_HEADERS,
@@ -170,6 +185,7 @@ OPERATIONS: dict[str, Operation] = {
             ),
         },
     ),
+    "GET /api/v1/jobs/{job_id}/explain": one("jobs", "why it is where it is", Explanation, EXPLAINED),
     "GET /api/v1/jobs/{job_id}/attempts": one("jobs", "its attempts", Attempts, {"items": [ATTEMPT]}),
     "POST /api/v1/jobs/{job_id}/cancel": Operation(
         "jobs",
@@ -211,21 +227,16 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "GET /api/v1/queues": one("system", "the queues", Queues, {"items": [QUEUE]}),
     "GET /api/v1/queues/{name}": one("system", "the queue", QueueInfo, QUEUE),
+    "PATCH /api/v1/queues/{name}": one("system", "the queue as it is now", QueueInfo, QUEUE, body=Body(QueueChange, LIMITS)),
+    "POST /api/v1/queues/{name}": one("system", "the queue as it is now", QueueInfo, QUEUE),
     "GET /api/v1/tasks": one("system", "the tasks", Tasks, {"items": [TASK]}),
     "GET /api/v1/tasks/{name}": one("system", "the task", TaskInfo, TASK),
-    "GET /api/v1/workers": one(
-        "system",
-        "the workers",
-        Workers,
-        {
-            "items": [
-                {"id": "thread-1", "executor": "thread", "busy": True, "job_id": ID, "task": "greet", "queue": "default",
-                 "attempt": 1, "started_at": AT, "running_for": 0.2},
-                {"id": "thread-2", "executor": "thread", "busy": False},
-            ],
-            "slots": {"thread": 4, "async": 100},
-            "event_loop": {"lag": 0.001, "lag_max": 0.31, "held_by": {"crunch": 12.5}},
-        },
+    "PATCH /api/v1/tasks/{name}": one(
+        "system", "the task as it is now", TaskInfo, TASK, body=Body(TaskChange, {"two at once": {"concurrency": 2}})
+    ),
+    "GET /api/v1/workers": one("system", "the workers", Workers, WORKERS),
+    "PATCH /api/v1/workers": one(
+        "system", "the workers as they are now", Workers, WORKERS, body=Body(PoolSizeChange, {"eight threads": {"workers": 8}})
     ),
     "GET /metrics": Operation(
         "figures",

@@ -140,6 +140,7 @@ HEADERS: dict[str, str] = {
     "X-Request-ID": "the id of this request: the one that came with it, or a new one",
     "Location": "where the job is",
     "Idempotency-Replayed": "`true` if the job is that of an earlier submit with this key",
+    "Submit-Outcome": "`existing` or `debounced` if the job was there already, by its rule `unique` or `debounce`",
     "Retry-After": "seconds after which it is worth asking again",
     "ETag": "names this state of the answer, for If-None-Match",
     "Content-Disposition": "a name for the file",

@@ -128,7 +128,7 @@ class Door:
             new = backend.intake.job(decode_submission(body), request_id=request_id)
         except Exception:  # whatever it is, the route in full meets it again, and answers it
             new = None
-        if new is None or new.key is not None or new.waits is not None:
+        if new is None or new.key is not None or new.waits is not None or new.same is not None:
             await self._in_full(scope, replayed(message, receive), send, headers)
             return
         operation = Operation("insert", [new])

@@ -33,14 +33,44 @@ LOG = f"{AT} INFO  attempt 1: greeting Ada\n"
 QUEUE = {
     "name": "default", "pending": 0, "scheduled": 2, "queued": 5, "running": 4, "retrying": 0, "completed": 1200,
     "dead_letter": 3, "cancelled": 0, "expired": 0, "oldest_queued_age": 0.4, "served": True,
+    "paused_at": None, "concurrency": 5, "rate": "10/minute",
 }  # fmt: skip
 TASK = {
     "name": "greet", "description": "Greet somebody, more than once if need be.", "queue": "default", "priority": 0,
     "executor": "thread", "max_retries": 5, "timeout": 900.0, "ttl": None, "heartbeat": None, "on_stall": None,
     "limits": None,
     "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1}, "module": "greet", "file": "tasks/greet.py",
+    "concurrency": 2, "rate": None, "concurrency_key": ["name"], "concurrency_per_key": 1, "on_conflict": "wait", "unique": None,
+    "debounce": None,
     "schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
 }  # fmt: skip
+LIMITS: dict[str, Any] = {
+    "pause it": {"paused": True},
+    "five at once": {"concurrency": 5},
+    "no limit any more": {"concurrency": None, "rate": None},
+}
+WORKERS = {
+    "items": [
+        {"id": "thread-1", "executor": "thread", "busy": True, "job_id": ID, "task": "greet", "queue": "default",
+         "attempt": 1, "started_at": AT, "running_for": 0.2},
+        {"id": "thread-2", "executor": "thread", "busy": False},
+    ],
+    "slots": {"thread": 4, "async": 100},
+    "event_loop": {"lag": 0.001, "lag_max": 0.31, "held_by": {"crunch": 12.5}},
+}  # fmt: skip
+EXPLAINED = {
+    "id": ID,
+    "status": "queued",
+    "reasons": [
+        {
+            "code": "slots_taken",
+            "text": f"1 of 1 slot of task greet is held by {ID}; it is the next",
+            "jobs": [ID],
+        }
+    ],
+    "next": "It begins when that is over",
+    "text": f"1 of 1 slot of task greet is held by {ID}; it is the next. It begins when that is over.",
+}
 SUBMITS: dict[str, Any] = {
     "the task and its payload": {"task": "greet", "payload": {"name": "Ada"}},
     "with everything": {
@@ -49,6 +79,8 @@ SUBMITS: dict[str, Any] = {
         "heartbeat": 30, "on_stall": "retry",
         "idempotency_key": "order-4711", "tags": ["readme"], "meta": {"customer": 17}, "description": "a greeting",
     },
+    "once at a time for each name": {"task": "greet", "payload": {"name": "Ada"}, "unique": {"fields": ["name"]}},
+    "when nothing has come for 5 s": {"task": "greet", "payload": {"name": "Ada"}, "debounce": {"wait": 5, "max_wait": 60}},
     "in an hour": {"task": "greet", "payload": {"name": "Ada"}, "delay": 3600},
 }  # fmt: skip
 BULK: dict[str, Any] = {

@@ -51,6 +51,13 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Job.schedule": "The schedule that made it",
     "Job.scheduled_for": {"description": "The time that the schedule meant", **TIME},
     "Job.cancel_requested_at": {"description": "It was asked to stop then", **TIME},
+    "Job.submit_outcome": {
+        "description": "Of the answer to a submit that made no new job: why",
+        "enum": ["replayed", "existing", "debounced", None],
+    },
+    "Submission.unique": "There is one such job at a time: `true` (by the whole payload), or what makes them the same",
+    "Submission.debounce": "Begin when no such submit has come for so many seconds, with the payload of the last",
+    "Submission.concurrency_key": "Jobs of a task with the same key run one at a time, or as many as the task says",
     "Submission.task": "The name of the task",
     "Submission.type": "Another name for `task`; one of the two is needed",
     "Submission.payload": "What the task takes; `GET /api/v1/tasks` has the schema",

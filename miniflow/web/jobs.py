@@ -10,6 +10,7 @@ from litestar.params import HeaderParameter, Parameter
 
 from miniflow import bulk, filters
 from miniflow.errors import InvalidRequest, NotFound
+from miniflow.explain import explain
 from miniflow.filters import Filter
 from miniflow.listing import PAGE_MAX
 from miniflow.states import State
@@ -105,6 +106,14 @@ async def get_job(
 def _matches(given: str, etag: str) -> bool:
     names = [name.strip().removeprefix("W/") for name in given.split(",")]
     return "*" in names or etag in names
+
+
+@get("/api/v1/jobs/{job_id:str}/explain", summary="Why a job does not run")
+async def explain_job(job_id: str, backend: Backend) -> Response[bytes]:
+    """In words, asked of what decides it: why the job has not begun yet (its queue is paused, slots are taken and by whom, a rate
+    frees at such a time, it waits for other jobs, it is due then, no worker serves its queue, so many are before it), or what
+    ended it; and what happens next."""
+    return respond(await backend.verb(explain(backend.jobs, backend.roster, backend.clock, job_id)))
 
 
 @delete("/api/v1/jobs/{job_id:str}", summary="Delete a job", status_code=204)
@@ -255,6 +264,7 @@ async def replay_dead_letter(job_id: str, backend: Backend) -> Response[bytes]:
 ROUTES: list[Any] = [
     list_jobs,
     get_job,
+    explain_job,
     delete_job,
     bulk_cancel,
     bulk_retry,

@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.IdempotencyConflict, 409, "idempotency_conflict"),
     (errors.ScheduleExists, 409, "schedule_exists"),
     (errors.ScheduleRefused, 409, "schedule_refused"),
+    (errors.NotUnique, 409, "not_unique"),
     (errors.QueueFull, 429, "queue_full"),
     (errors.ShuttingDown, 503, "shutting_down"),
     (errors.StoreFull, 507, "disk_full"),
@@ -53,6 +54,7 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     detail: str
     code: str
     field: str | None = None
+    job_id: str | None = None
     request_id: str | None = None
 
 
@@ -72,7 +74,13 @@ def problem_of(exc: Exception, request_id: str | None = None) -> tuple[Problem, 
         headers["retry-after"] = str(retry_after)
     field = getattr(exc, "field", None) or None
     return Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, field=field, request_id=request_id
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        field=field,
+        job_id=exc.job_id if isinstance(exc, errors.NotUnique) else None,
+        request_id=request_id,
     ), headers
 
 

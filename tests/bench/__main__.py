@@ -156,6 +156,24 @@ def warm_children(folder: str) -> list[Row]:
     ]
 
 
+def keyed_claims(folder: str) -> list[Row]:
+    """A claim of 256 jobs that have one of 1,000 concurrency keys each, and of as many without any rule."""
+
+    def claim_us(keys: int) -> float:
+        command = [sys.executable, "-m", "tests.bench.claims", fresh(folder), str(keys)]
+        return float(subprocess.run(command, cwd=ROOT, timeout=600, check=True, capture_output=True).stdout)
+
+    a, b, ratio = pairs(lambda: claim_us(1_000), lambda: claim_us(0))
+    return [
+        (
+            "a claim with 1,000 concurrency keys",
+            f"{a:.1f} µs of processor a job",
+            f"{ratio:.2f} of one without rules ({b:.1f} µs)",
+            "2",
+        )
+    ]
+
+
 def processes_apart(folder: str) -> list[Row]:
     """Jobs in processes: the slot of a killed one, and reads beside four that compute."""
     tasks = processes.write_tasks(folder)
@@ -333,7 +351,7 @@ def ten_thousand_schedules(folder: str) -> list[Row]:
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        single_submits, batch_submits, drain, warm_children, processes_apart, latency, flood, history, idle,
+        single_submits, batch_submits, drain, keyed_claims, warm_children, processes_apart, latency, flood, history, idle,
         ten_thousand_schedules,
     )
 }  # fmt: skip

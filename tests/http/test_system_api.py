@@ -75,6 +75,7 @@ def test_a_queue_says_how_many_of_its_jobs_are_in_each_state(client: httpx.Clien
     assert queue(client, "ran") == {
         "name": "ran", "pending": 0, "scheduled": 1, "queued": 0, "running": 1, "retrying": 1, "completed": 1,
         "dead_letter": 1, "cancelled": 1, "expired": 0, "oldest_queued_age": None, "served": True,
+        "paused_at": None, "concurrency": None, "rate": None,
     }  # fmt: skip
     (tmp_path / "gate").touch()
     end_of(client, held)
@@ -159,6 +160,8 @@ def test_a_task_says_what_holds_for_its_jobs(client: httpx.Client, server: Serve
         "max_retries": 7, "timeout": 30.0, "ttl": 60.0, "heartbeat": None, "on_stall": None, "limits": None,
         "file": str(server.tasks / "more.py"), "module": found["module"],
         "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1, "intervals": [1.0, 2.0]},
+        "concurrency": None, "rate": None, "concurrency_key": None, "concurrency_per_key": None, "on_conflict": "wait",
+        "unique": None, "debounce": None,
     }  # fmt: skip
     assert schema["required"] == ["name"]
     assert "more" in found["module"]

@@ -108,7 +108,7 @@ def test_a_silent_job_whose_task_says_so_has_failed_whatever_retries_are_left(
     job = wait_for_state(engines.path, job_id, State.DEAD_LETTER)
     assert history(engines.path, job_id) == [(1, "timed_out", "JobStalled")]
     assert job.attempt == 1
-    assert silence.engine.writer.counter("stalled", "strict") == 1
+    wait_until(lambda: silence.engine.writer.counter("stalled", "strict") == 1)  # a moment after the file
     engines.stop(silence.engine)
     check_invariants(engines.path, stopped=True)
 

@@ -77,7 +77,7 @@ class JobsMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.engine = self.engines(work, clock=self.clock, workers=0, queues=",".join(QUEUES))
+        self.engine = self.engines(work, clock=self.clock, workers=0, queues=",".join(QUEUES), priority_ageing=0)
         self.engine.readahead._idle_threads = 1  # the test is a worker that always wants more
         self.engine.jobs.claiming = True
         self.settle()

@@ -348,6 +348,26 @@ def test_a_child_is_used_again_until_it_has_run_its_number_of_jobs(make_engine: 
     assert not psutil.pid_exists(ran[0][0])
 
 
+def test_the_number_of_processes_is_changed_while_the_server_runs(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = make_engine(processes=1)
+    notes = [tmp_path / name for name in ("first", "second")]
+    jobs = [submit(engine, "waiting", {"note": str(note)}) for note in notes]
+    wait_until(notes[0].exists, 20, "the only slot to be taken")
+    assert not notes[1].exists()
+
+    engine.lane.resize(2)
+    wait_until(notes[1].exists, 20, "the new slot to be taken")
+    engine.lane.resize(1)
+    assert list(engine.lane.busy().values()) == [True, True], "both run still, and are shown"
+
+    for job in jobs:
+        cancel(engine, job)
+        wait_for_state(engine.database.path, job)
+    wait_until(lambda: list(engine.lane.busy().values()) == [False], 20, "one slot to be left")
+
+
 def test_a_child_over_its_size_is_not_used_again(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(processes=1, process_max_bytes=1)
     assert [result(engine, "who")[1] for _ in range(2)] == [1, 1]

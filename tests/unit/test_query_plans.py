@@ -11,11 +11,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from miniflow import db, dependency_statements, list_statements, statements
+from miniflow import db, dependency_statements, list_statements, rule_statements, statements
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements)
+    for module in (statements, dependency_statements, rule_statements)
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
@@ -95,7 +95,7 @@ def plan_of(connection: apsw.Connection, sql: str) -> list[str]:
 
 def is_partial(line: str) -> bool:
     """A scan of an index that holds only the few rows that a statement is about."""
-    return bool(re.search(r"INDEX (jobs_(ready|due|expiring|leased)|edges_open)\b", line))
+    return bool(re.search(r"INDEX (jobs_(ready|due|expiring|leased|blocked|keyed)|edges_open)\b", line))
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "after ANALYZE"])
