@@ -19,6 +19,8 @@ from tests.effort import examples
 from tests.invariants import check_invariants
 from tests.servers import Server
 
+pytestmark = pytest.mark.fault
+
 EXAMPLES = examples(2, thorough=20)
 """Requests of each kind for each operation."""
 
