@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from miniflow.async_client import AsyncClient
     from miniflow.client import Client
     from miniflow.huey_embedded import MiniFlowHuey
+    from miniflow.workflow_answers import Workflow, WorkflowNotEnded, WorkflowPage, WorkflowStep
 
 __version__ = "0.1.0"
 
@@ -95,6 +96,10 @@ __all__ = [
     "TaskInfo",
     "Unauthorized",
     "WorkerInfo",
+    "Workflow",
+    "WorkflowNotEnded",
+    "WorkflowPage",
+    "WorkflowStep",
 ]
 
 _ELSEWHERE = {
@@ -102,6 +107,7 @@ _ELSEWHERE = {
     "AsyncClient": "async_client",
     "huey": "huey_adapter",
     "MiniFlowHuey": "huey_embedded",
+    **dict.fromkeys(("Workflow", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"), "workflow_answers"),
 }
 
 

@@ -59,6 +59,8 @@ class Job(Answer):
     worker_id: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
+    workflow_id: str | None = None
+    step: str | None = None
     step_index: int = 0
     tags: tuple[str, ...] = ()
     meta: dict[str, Any] = {}

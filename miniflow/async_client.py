@@ -43,6 +43,7 @@ from miniflow.exchange import (
     resume,
 )
 from miniflow.schedule_client import AsyncSchedules
+from miniflow.workflow_client import AsyncWorkflows
 
 T = TypeVar("T")
 Jobs = list[Job]
@@ -67,6 +68,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**http_options(url, token, timeout))
         self._timeout_s, self._repeats = timeout, repeats
         self.schedules = AsyncSchedules(self._run, self._iterate)
+        self.workflows = AsyncWorkflows(self._run, self._iterate, repeats)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.url} [{'closed' if self._http.is_closed else 'open'}]>"

@@ -8,15 +8,14 @@ again whether it is the job that was found, what the filter means, and in a stat
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from miniflow import list_statements as lists
 from miniflow import statements as sql
+from miniflow.cancelling import cancel_rows
 from miniflow.dependency_statements import WAITED_FOR_BY
 from miniflow.errors import ShuttingDown, TransitionRefused
 from miniflow.filters import Filter
@@ -98,50 +97,13 @@ def _timed(verb: Verb) -> Callable[[Transaction], tuple[int, float]]:
 # ------------------------------------------------------------------------------------------------------------- the verbs
 
 
-class _Standing(NamedTuple):
-    """A row of ``statements.STANDING_OF_JOBS``."""
-
-    seq: int
-    id: str
-    state: State
-    queue: str
-    leased: int
-
-
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
-_decode_standings = msgspec.json.Decoder(list[_Standing]).decode
 
 
 def cancel(jobs: Jobs, seqs: list[int], which: Filter) -> Verb:
-    """What waits is cancelled; what runs is asked to stop. Both count. What a worker has taken, and the file does not know yet to
-    run, runs: it is left alone by a filter that does not mean what runs."""
+    """What waits is cancelled; what runs is asked to stop, but by a filter that does not mean what runs. Both count."""
     stops = which.states is None or State.RUNNING in which.states
-
-    def verb(tx: Transaction) -> int:
-        rows = [row for row in _decode_standings(tx.run(sql.STANDING_OF_JOBS, json_text(seqs))[0][0])
-                if row.state not in TERMINAL]  # fmt: skip
-        leased = {row.seq for row in rows if row.leased}
-        held = jobs.readahead.take_back(lambda row: row.seq in leased)  # what a worker has taken before this, runs
-        if held:
-            tx.on_rollback(lambda: jobs.readahead.push(held))
-        idle = {row.seq for row in held} | {seq for seq in leased if jobs.quarantine.holds(seq)}
-        running = leased - idle
-        waiting = [row for row in rows if row.state in WAITING and row.seq not in running]
-        if running and stops:
-            jobs.ask_to_stop(tx, sorted(running))
-        if waiting:
-            jobs.rules.gates.let_go(tx, idle)
-            tx.run(sql.CANCEL_IF_WAITING, json_text([row.seq for row in waiting]), tx.now_ms, tx.number)
-            for (state, queue), n in Counter((row.state, row.queue) for row in waiting).items():
-                tx.count(state, queue, -n)
-                tx.count(State.CANCELLED, queue, n)
-            for seq in idle:
-                tx.on_commit(partial(jobs.quarantine.ended, seq))
-            jobs.dependencies.ended(tx, [row.seq for row in waiting])
-            jobs.publish(tx, lambda: [row.id for row in waiting])
-        return len(waiting) + (len(running) if stops else 0)
-
-    return verb
+    return lambda tx: cancel_rows(jobs, tx, seqs, stop_running=stops)
 
 
 def retry(jobs: Jobs, seqs: list[int], _: Filter) -> Verb:

@@ -8,7 +8,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -197,12 +197,28 @@ def get(job: JobRef, wait_s: float = 0) -> Flow[Job]:
 
 def wait(job: JobRef, timeout_s: float | None) -> Flow[Job]:
     """The job when it has ended. ResultNotReady when the time is over; ServerUnreachable if there was no server then."""
+    return until_ended(lambda wait_s: get(job, wait_s), timeout_s, answers.ResultNotReady)
+
+
+class _Ending(Protocol):
+    @property
+    def ended(self) -> bool: ...
+
+
+E = TypeVar("E", bound=_Ending)
+
+
+def until_ended(
+    ask: Callable[[float], Flow[E]], timeout_s: float | None, not_yet: Callable[[E], ClientError]
+) -> Flow[E]:
+    """What ``ask`` finds, asked with the seconds that the server may wait, when it has ended. ``not_yet`` makes the error of one
+    that has not when the time is over; ServerUnreachable if there was no server then."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     away = Away()
     while True:
         left_s = None if deadline is None else deadline - time.monotonic()
         try:
-            found = yield from get(job, LONG_POLL_S if left_s is None else max(min(LONG_POLL_S, left_s), 0))
+            found = yield from ask(LONG_POLL_S if left_s is None else max(min(LONG_POLL_S, left_s), 0))
         except (ServerUnreachable, Busy) as exc:
             yield away.pause(exc, left_s)
             continue
@@ -210,7 +226,7 @@ def wait(job: JobRef, timeout_s: float | None) -> Flow[Job]:
         if found.ended:
             return found
         if deadline is not None and time.monotonic() >= deadline:
-            raise answers.ResultNotReady(found)
+            raise not_yet(found)
         yield Pause(0.05)  # nothing, after a long poll; a server that stops sends those who wait away at once
 
 

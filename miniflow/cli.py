@@ -36,6 +36,7 @@ HELP = {
         "*": [
             {"name": "A server", "commands": ["serve", "init", "demo", "bench"]},
             {"name": "Jobs", "commands": commands.names(commands.JOBS)},
+            {"name": "Workflows", "commands": commands.names(commands.WORKFLOWS)},
             {"name": "By the clock", "commands": commands.names(commands.SCHEDULES)},
             {"name": "Looking at the server", "commands": commands.names(commands.SERVER)},
             {"name": "Controlling the server", "commands": commands.names(commands.CONTROL)},
@@ -215,6 +216,7 @@ def demo(once: bool, port: int | None) -> None:
 for _command in (
     bench,
     *commands.JOBS,
+    *commands.WORKFLOWS,
     *commands.SCHEDULES,
     *commands.SERVER,
     *commands.CONTROL,

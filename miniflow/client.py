@@ -43,6 +43,7 @@ from miniflow.exchange import (
     resume,
 )
 from miniflow.schedule_client import Schedules
+from miniflow.workflow_client import Workflows
 
 T = TypeVar("T")
 Jobs = list[Job]
@@ -74,6 +75,7 @@ class Client:
         self._http = httpx.Client(**http_options(url, token, timeout))
         self._timeout_s, self._repeats = timeout, repeats
         self.schedules = Schedules(self._run, self._iterate)
+        self.workflows = Workflows(self._run, self._iterate, repeats)
 
     def __repr__(self) -> str:
         return f"<Client {self.url} [{'closed' if self._http.is_closed else 'open'}]>"

@@ -56,6 +56,7 @@ class _Ready(NamedTuple):
     priority: int
     due: int | None
     expires_at: int | None
+    to_fill: int | None
 
 
 _decode_edges = msgspec.json.Decoder(list[_Edge]).decode
@@ -152,7 +153,7 @@ class Dependencies:
         lost = {edge.child: (edge.parent, edge.kind) for edge in edges if not edge.well and edge.kind != "all"}
         if lost:
             self._cancel(tx, lost)
-        self._release(tx, sorted({edge.child for edge in edges if edge.child not in lost}))
+        self.release(tx, sorted({edge.child for edge in edges if edge.child not in lost}))
 
     def _cancel(self, tx: Transaction, lost: dict[int, tuple[int, str]]) -> None:
         rows = _decode_pending(tx.run(sql.STILL_PENDING, json_text(list(lost)))[0][0])
@@ -160,14 +161,17 @@ class Dependencies:
             return
         reasons = [(seq, *lost[seq]) for seq, _, _ in rows]
         tx.run(sql.CANCEL_IF_PENDING, json_text(reasons), tx.now_ms, tx.number, REASON)
-        for queue, n in Counter(queue for *_, queue in rows).items():
-            tx.count(State.PENDING, queue, -n)
-            tx.count(State.CANCELLED, queue, n)
-        self._jobs.publish(tx, lambda: [job_id for _, job_id, _ in rows])
-        self.ended(tx, [seq for seq, *_ in rows])
+        self._count_cancelled(tx, rows)
 
-    def _release(self, tx: Transaction, seqs: list[int]) -> None:
+    def release(self, tx: Transaction, seqs: list[int]) -> None:
+        """Those of these rows that are pending, and wait for nobody any more, become ready."""
         rows = _decode_ready(tx.run(sql.READY_OF_PENDING, json_text(seqs), tx.now_ms)[0][0]) if seqs else []
+        to_fill = [row.seq for row in rows if row.to_fill]
+        if to_fill:
+            reasons = self._jobs.workflows.prepare(tx, to_fill)
+            if reasons:
+                self._cancel_because(tx, reasons)
+                rows = [row for row in rows if row.seq not in reasons]
         if not rows:
             return
         tx.run(sql.READY_IF_PENDING, json_text([row.seq for row in rows]), tx.now_ms, self._jobs.turn(tx), tx.number)
@@ -180,6 +184,20 @@ class Dependencies:
         for row in rows:
             if row.due is not None or row.expires_at is not None:
                 self._jobs.timers.expect(row.due, row.expires_at)
+
+    def _cancel_because(self, tx: Transaction, reasons: dict[int, str]) -> None:
+        rows = _decode_pending(tx.run(sql.STILL_PENDING, json_text(list(reasons)))[0][0])
+        tx.run(
+            sql.CANCEL_IF_PENDING_BECAUSE, json_text([(seq, reasons[seq]) for seq, *_ in rows]), tx.now_ms, tx.number
+        )
+        self._count_cancelled(tx, rows)
+
+    def _count_cancelled(self, tx: Transaction, rows: list[tuple[int, str, str]]) -> None:
+        for queue, n in Counter(queue for *_, queue in rows).items():
+            tx.count(State.PENDING, queue, -n)
+            tx.count(State.CANCELLED, queue, n)
+        self._jobs.publish(tx, lambda: [job_id for _, job_id, _ in rows])
+        self._jobs.ended(tx, [seq for seq, *_ in rows])
 
     # ------------------------------------------------------------------------------------------------------ running again
 
@@ -214,6 +232,16 @@ class Dependencies:
         tx.run(sql.REOPEN_EDGES_OF_CHILD, seq)
         self.waited_for.update(parent for *_, parent in parents)
         self.ended(tx, [parent for _, _, state, parent in parents if state in TERMINAL])
+        self._jobs.workflows.recount(tx, [seq])
+
+    def wait_again(self, tx: Transaction, seqs: list[int]) -> None:
+        """These rows were cancelled and are pending again: each waits for its parents as at first."""
+        children = json_text(seqs)
+        tx.run(sql.REOPEN_EDGES_OF_CHILDREN, children)
+        parents = tx.run(sql.PARENTS_OF_CHILDREN, children)
+        self.waited_for.update(seq for seq, _ in parents)
+        self.ended(tx, [seq for seq, ended in parents if ended])
+        self.release(tx, seqs)
 
     # -------------------------------------------------------------------------------------------------------------- start
 
@@ -222,5 +250,5 @@ class Dependencies:
         found = _decode_parents(tx.run(sql.UNRESOLVED_PARENTS)[0][0])
         self.waited_for.update(seq for seq, _ in found)
         self.ended(tx, [seq for seq, ended in found if ended])
-        self._release(tx, _decode_seqs(tx.run(sql.PENDING_FOR_NOBODY)[0][0]))
+        self.release(tx, _decode_seqs(tx.run(sql.PENDING_FOR_NOBODY)[0][0]))
         self.settle(tx)

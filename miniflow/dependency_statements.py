@@ -18,7 +18,8 @@ FROM json_each(?1) i CROSS JOIN jobs j ON j.id = i.value
 # Edges of parents (?1, JSON array) that have ended, not resolved yet, at most ?2: [child, idx, kind, parent, it ended well]
 OPEN_EDGES_OF_ENDED = """
 SELECT json_group_array(json_array(child, idx, kind, parent, well)) FROM (
-  SELECT e.child, e.idx, e.kind, e.parent, p.state = 'completed' AS well
+  SELECT e.child, e.idx, e.kind, e.parent,
+         p.state = 'completed' OR EXISTS (SELECT 1 FROM steps s WHERE s.job = p.seq AND s.skipped) AS well
   FROM json_each(?1) x
   CROSS JOIN jobs p NOT INDEXED ON p.seq = x.value AND p.completed_at IS NOT NULL
   CROSS JOIN edges e INDEXED BY edges_open ON e.parent = p.seq AND e.done = 0
@@ -30,12 +31,16 @@ RESOLVE_EDGES = """
 UPDATE edges SET done = 1 FROM json_each(?1) d WHERE edges.child = d.value ->> 0 AND edges.idx = d.value ->> 1
 """
 
-# Those of these rows (?1, JSON array) that wait for nobody any more: one JSON array of [seq, queue, priority, due, expires_at]
+# Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused: one JSON array
+# of [seq, queue, priority, due, expires_at, has something to be filled in or a condition]
 READY_OF_PENDING = """
-SELECT json_group_array(json_array(seq, queue, priority, CASE WHEN run_at > ?2 THEN run_at END, expires_at))
+SELECT json_group_array(json_array(seq, queue, priority, CASE WHEN run_at > ?2 THEN run_at END, expires_at,
+                                   (SELECT template IS NOT NULL OR condition IS NOT NULL FROM steps WHERE job = jobs.seq)))
 FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'pending' AND NOT EXISTS (
   SELECT 1 FROM edges INDEXED BY edges_open_of_child WHERE child = jobs.seq AND done = 0 AND parent IS NOT NULL)
+  AND NOT EXISTS (
+  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow WHERE s.job = jobs.seq AND w.paused_at IS NOT NULL)
 """
 
 READY_IF_PENDING = """
@@ -60,6 +65,12 @@ UPDATE jobs NOT INDEXED SET state = 'cancelled', completed_at = ?2, updated_at =
   FROM jobs p WHERE p.seq = c.value ->> 1)
 FROM json_each(?1) c
 WHERE jobs.seq = c.value ->> 0 AND jobs.state = 'pending'
+"""
+
+# For another reason: [seq, reason]
+CANCEL_IF_PENDING_BECAUSE = """
+UPDATE jobs NOT INDEXED SET state = 'cancelled', completed_at = ?2, updated_at = ?2, changed = ?3, last_error = c.value ->> 1
+FROM json_each(?1) c WHERE jobs.seq = c.value ->> 0 AND jobs.state = 'pending'
 """
 
 # At start: parents of edges that are not resolved, and rows that wait for nobody (somebody deleted a parent by hand).
@@ -89,6 +100,12 @@ REOPEN_EDGES_OF_CHILD = "UPDATE edges SET done = 0 WHERE child = ?1"
 REOPEN_EDGES_OF_PENDING = """
 UPDATE edges SET done = 0
 WHERE parent IN (SELECT value FROM json_each(?1)) AND (SELECT state FROM jobs WHERE seq = edges.child) = 'pending'
+"""
+REOPEN_EDGES_OF_CHILDREN = "UPDATE edges SET done = 0 WHERE child IN (SELECT value FROM json_each(?1))"
+# [seq, ended] each
+PARENTS_OF_CHILDREN = """
+SELECT DISTINCT p.seq, p.completed_at IS NOT NULL
+FROM json_each(?1) c CROSS JOIN edges e ON e.child = c.value CROSS JOIN jobs p ON p.seq = e.parent
 """
 OPEN_PARENTS_OF = """
 SELECT DISTINCT parent FROM edges INDEXED BY edges_open WHERE parent IN (SELECT value FROM json_each(?1)) AND done = 0

@@ -127,6 +127,7 @@ class Engine:
             queues=settings.queue_order,
             max_queue=settings.max_queue,
             max_queues=settings.max_queues,
+            max_payload_bytes=settings.max_payload_bytes,
             cancel_grace_ms=round(settings.stop_grace * 1000),
             rules=Rules(self.registry, self.clock),
             ageing_ms=round(settings.priority_ageing * 1000),
@@ -159,6 +160,7 @@ class Engine:
             self.jobs.suspects = suspects.leased
             self.pool.load(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
             self.jobs.dependencies.load(tx)
+            self.jobs.workflows.load(tx, suspects.ended)
             self.jobs.timers.look(tx)
             self.schedules.take_up(tx, [*self._declared, *self.registry.schedules])
             self.schedules.firing.begin(tx)

@@ -61,10 +61,10 @@ class TooLarge(MiniFlowError):
 
 
 class TransitionRefused(MiniFlowError):
-    """A verb does not apply to the state that the job is in."""
+    """A verb does not apply to the state that the job, or the workflow, is in."""
 
-    def __init__(self, job_id: str, verb: str, state: str, remedy: str = "") -> None:
-        super().__init__(f"job {job_id}: cannot {verb}, it is {state}{'; ' + remedy if remedy else ''}")
+    def __init__(self, job_id: str, verb: str, state: str, remedy: str = "", kind: str = "job") -> None:
+        super().__init__(f"{kind} {job_id}: cannot {verb}, it is {state}{'; ' + remedy if remedy else ''}")
         self.job_id, self.verb, self.state = job_id, verb, state
 
 
@@ -87,10 +87,10 @@ class ScheduleRefused(MiniFlowError):
 
 
 class IdempotencyConflict(MiniFlowError):
-    """The idempotency key belongs to a job that was submitted with another body."""
+    """The idempotency key belongs to a job, or a workflow, that was submitted with another body."""
 
-    def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"idempotency key {key!r} was used for job {job_id} with another body; use a new key")
+    def __init__(self, key: str, job_id: str, kind: str = "job") -> None:
+        super().__init__(f"idempotency key {key!r} was used for {kind} {job_id} with another body; use a new key")
         self.key, self.job_id = key, job_id
 
 

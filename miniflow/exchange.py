@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -75,6 +75,24 @@ Flow: TypeAlias = Generator[Step, Any, T]
 """A call with one answer."""
 Items: TypeAlias = Generator[Step | Give[T], Any, None]
 """A call that gives one item after the other."""
+
+
+class CarryOut(Protocol):
+    """How ``Client`` carries a call out; below, how ``AsyncClient`` does, and both with items."""
+
+    def __call__(self, flow: Flow[T], /) -> T: ...
+
+
+class Iterate(Protocol):
+    def __call__(self, flow: Items[T], /) -> Iterator[T]: ...
+
+
+class AsyncCarryOut(Protocol):
+    async def __call__(self, flow: Flow[T], /) -> T: ...
+
+
+class AsyncIterate(Protocol):
+    def __call__(self, flow: Items[T], /) -> AsyncGenerator[T, None]: ...
 
 
 def resume(flow: Generator[S, Any, T], outcome: Any) -> S:

@@ -12,7 +12,7 @@ same place, and share one look into the file, whether they are one or fifty.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -144,6 +144,28 @@ class Feed:
                 if state in TERMINAL or closed:
                     return
                 await _set_within(news, BEAT_S)
+
+    async def follow_change(
+        self, look: Callable[[], tuple[int, bool] | None], seen: int | None
+    ) -> AsyncGenerator[int | None, None]:
+        """The number of the last change of what ``look`` looks at, unless that is ``seen``, and of each after it; None after
+        BEAT_S without any. ``look`` says also whether it has ended (then this ends too), or that it is gone."""
+        quiet_at, over = self._loop.time(), False
+        with self._following():
+            while not over:
+                news, closed = self._news, self.closed
+                found = look()
+                if found is None:
+                    return
+                change, over = found[0], found[1] or closed
+                if change != seen or found[1]:
+                    seen, quiet_at = change, self._loop.time()
+                    yield change
+                elif self._loop.time() >= quiet_at + BEAT_S:
+                    quiet_at = self._loop.time()
+                    yield None
+                if not over:
+                    await _set_within(news, BEAT_S)
 
     async def _shared(self, place: Place) -> list[Change]:
         task = self._pages.get(place)

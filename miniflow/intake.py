@@ -95,14 +95,14 @@ class Intake:
         """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3]."); ``place`` is where
         it stands in a batch: it can depend on those before it by theirs.
 
-        Of a caller in Python: with ``checked`` False the payload is not held against the signature, ``own`` goes into the
-        options, and ``waits`` is what the job waits for.
+        Of a caller in Python: with ``checked`` False the payload, which may not be whole yet, is not held against the signature;
+        ``own`` goes into the options, and ``waits`` is what the job waits for.
 
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
         """
         s = submission
         spec = self._spec(s, where)
-        payload = self._payload(spec, s.payload, where, checked)
+        payload = self._payload(spec, s.payload, where, checked=checked)
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
             raise InvalidRequest(f"{where}queue", "is 1 to 100 letters, digits and _ . : / -")
@@ -173,7 +173,7 @@ class Intake:
                 return None
         return asked if isinstance(asked, Debounce) else Debounce(wait=asked)
 
-    def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str, checked: bool) -> str:
+    def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str, *, checked: bool) -> str:
         data = bytes(raw)
         if data == b"null":
             data = b"{}"

@@ -23,12 +23,7 @@ from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.claiming import Claiming
 from miniflow.clock import Clock
 from miniflow.dependencies import Dependencies
-from miniflow.errors import (
-    JobCancelled,
-    MiniFlowError,
-    NotFound,
-    TransitionRefused,
-)
+from miniflow.errors import JobCancelled, MiniFlowError, NotFound, TransitionRefused
 from miniflow.histogram import JobTimes
 from miniflow.model import Ending
 from miniflow.notices import Notices
@@ -40,6 +35,7 @@ from miniflow.rules import Rules
 from miniflow.states import TERMINAL, State
 from miniflow.submitting import Submitting
 from miniflow.timers import Timers
+from miniflow.workflows import Workflows
 from miniflow.writer import Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
@@ -59,6 +55,7 @@ class Jobs:
         queues: list[str],
         max_queue: int,
         max_queues: int,
+        max_payload_bytes: int,
         cancel_grace_ms: int,
         rules: Rules,
         ageing_ms: int = 0,
@@ -81,11 +78,14 @@ class Jobs:
         writer.every_group(self._begin, before=True)
         self.progress = ProgressBoard(writer, clock)  # after the marks, before the ends: those take the lease away
         self.submitting = Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
+        self.workflows = Workflows(self, writer, clock, max_payload_bytes=max_payload_bytes)
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
         self.dependencies = Dependencies(self)
+        writer.every_group(self.workflows.stop_overdue, due_in_s=self.workflows.due_in_s)
         writer.every_group(self.dependencies.settle, due_in_s=lambda: 0 if self.dependencies.due else math.inf)
+        writer.every_group(self.workflows.settle)
         self.quarantine = Quarantine(writer, readahead, clock)
         self.claims = Claiming(self, writer, readahead, rules, clock, queues=queues, ageing_ms=ageing_ms)
         writer.may_linger = readahead.has_plenty
@@ -195,8 +195,8 @@ class Jobs:
             if len(charged) < len(endings):
                 self.rules.gates.let_go(tx, [e.attempt.claimed.seq for e in endings])
         self._count_ends(tx, endings)
-        if self.dependencies.waited_for:
-            self.dependencies.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
+        if self.dependencies.waited_for or self.workflows.active(tx):
+            self.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
         tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
         if self.quarantine.current is not None:
             current = self.quarantine.current
@@ -239,6 +239,11 @@ class Jobs:
         for e in endings:
             if e.run_at is not None:
                 self.timers.expect(e.run_at, None)
+
+    def ended(self, tx: Transaction, seqs: list[int]) -> None:
+        """Every end of jobs is told here, whatever ended them: others may wait for them, and they may be steps."""
+        self.dependencies.ended(tx, seqs)
+        self.workflows.ended(tx, seqs)
 
     def publish(self, tx: Transaction, job_ids: Callable[[], list[str]]) -> None:
         # Whether anybody waits is asked after the commit: one who begins to wait before it would still read the old state.
@@ -285,7 +290,7 @@ class Jobs:
             tx.run(sql.CANCEL_IF_WAITING, json_text([seq]), tx.now_ms, tx.number)
             tx.count(state, queue, -1)
             tx.count(State.CANCELLED, queue)
-            self.dependencies.ended(tx, [seq])
+            self.ended(tx, [seq])
             self.publish(tx, lambda: [job_id])
             return State.CANCELLED
 
@@ -311,7 +316,9 @@ class Jobs:
         for _, _, queue in gone:
             tx.count(State.QUEUED, queue, -1)
             tx.count(State.CANCELLED, queue)
-        self.dependencies.ended(tx, [seq for seq, _, _ in gone])
+        self.ended(tx, [seq for seq, _, _ in gone])
+        self.dependencies.settle(tx)  # a claim comes after the steps of its group that would
+        self.workflows.settle(tx)
         self.publish(tx, lambda: [job_id for _, job_id, _ in gone])
 
     def retry(self, job_id: str) -> Callable[[Transaction], State]:
@@ -347,6 +354,7 @@ class Jobs:
             self.ready(tx, queue, priority)
         if rows:
             self.dependencies.replayed(tx, [seq for seq, *_ in rows])
+            self.workflows.recount(tx, [seq for seq, *_ in rows])
         return len(rows)
 
     def run_now(self, tx: Transaction, seqs: list[int]) -> int:

@@ -39,6 +39,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     worker_id: str | None = None
     idempotency_key: str
     request_id: str
+    workflow_id: str | None = None
+    step: str | None = None
     step_index: int
     tags: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     meta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -227,9 +229,10 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
     (
         _seq, changed, job_id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at,
         created_at, updated_at, started_at, completed_at, cancel_at, key, request_id, worker_id, description, options, tags,
-        meta, progress, last_error, stalled_at, payload, result,
+        meta, progress, last_error, stalled_at, step, payload, result,
     ) = row  # fmt: skip
     fired = _of_schedule(options) if options is not None else _OF_NONE
+    workflow_id, step_name, step_index = (None, None, 0) if step is None else msgspec.json.decode(step)
     return Job(
         id=job_id,
         task=task,
@@ -247,7 +250,9 @@ def job_of_row(row: tuple[Any, ...], *, listed: bool = False) -> Job:
         worker_id=worker_id,
         idempotency_key=key or job_id,
         request_id=request_id or job_id,
-        step_index=0,
+        workflow_id=workflow_id,
+        step=step_name,
+        step_index=step_index,
         tags=_raw(tags),
         meta=_raw(meta),
         description=description,

@@ -31,6 +31,8 @@ class Suspects(NamedTuple):
     leased: set[int]
     crashed: list[tuple[int, str]]
     """(row, queue)"""
+    ended: list[int]
+    """Those that have ended with the process: buried, or cancelled."""
 
 
 def recover(tx: Transaction) -> tuple[Recovered, Suspects]:
@@ -48,7 +50,7 @@ def recover(tx: Transaction) -> tuple[Recovered, Suspects]:
     counts = Recovered(len(left) - len(begun), len(again), len(buried) + len(stopped))
     alive = [row for row in left if row[0] not in ended]
     crashed = [(row[0], row[2]) for row in alive if row[1] == State.RUNNING or row[5] > 0]
-    return counts, Suspects({row[0] for row in alive}, crashed)
+    return counts, Suspects({row[0] for row in alive}, crashed, sorted(ended))
 
 
 def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:

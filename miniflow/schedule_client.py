@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, Protocol, TypeVar, Unpack
+from typing import Any, Unpack
 
 from miniflow import schedule_calls as calls
 from miniflow.answers import Job
-from miniflow.exchange import Flow, Items
+from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
 from miniflow.schedule_answers import Backfilled, Fire, Preview, Run, Schedule, SchedulePage
 from miniflow.schedule_calls import ScheduleOptions, ScheduleRef, When
 
-T = TypeVar("T")
 Runs = list[Run]
-
-
-class CarryOut(Protocol):
-    def __call__(self, flow: Flow[T]) -> T: ...
-
-
-class Iterate(Protocol):
-    def __call__(self, flow: Items[T]) -> Iterator[T]: ...
-
-
-class AsyncCarryOut(Protocol):
-    async def __call__(self, flow: Flow[T]) -> T: ...
-
-
-class AsyncIterate(Protocol):
-    def __call__(self, flow: Items[T]) -> AsyncGenerator[T, None]: ...
 
 
 class Schedules:

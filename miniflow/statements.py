@@ -214,17 +214,20 @@ SELECT json_group_array(json_array(seq, id, state, queue, lease IS NOT NULL))
 FROM jobs NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?1))
 """
 
-# Attempts and log lines go with their job. One that a job depends on that has not ended, stays: its result may be wanted.
+# Attempts and log lines go with their job. One that a job depends on that has not ended, stays: its result may be wanted. Nor do steps go while
+# their workflow runs.
 COUNT_ENDED = """
 SELECT state, queue, count(*) FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
   AND NOT EXISTS (SELECT 1 FROM edges e CROSS JOIN jobs c ON c.seq = e.child WHERE e.parent = jobs.seq AND c.completed_at IS NULL)
+  AND NOT EXISTS (SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow WHERE s.job = jobs.seq AND w.completed_at IS NULL)
 GROUP BY state, queue
 """
 DELETE_IF_ENDED = """
 DELETE FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_letter', 'cancelled', 'expired')
   AND NOT EXISTS (SELECT 1 FROM edges e CROSS JOIN jobs c ON c.seq = e.child WHERE e.parent = jobs.seq AND c.completed_at IS NULL)
+  AND NOT EXISTS (SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow WHERE s.job = jobs.seq AND w.completed_at IS NULL)
 """
 
 # ------------------------------------------------------------------------------------------------------ a dead process
@@ -333,7 +336,8 @@ SELECT avg(completed_at - started_at) FROM (
 
 JOB = """seq, changed, id, task, queue, priority, state, attempt, crashes, max_retries, timeout_ms, run_at, expires_at, created_at, updated_at,
   started_at, completed_at, cancel_requested_at, idempotency_key, request_id, worker_id, description, options, tags, meta, progress, last_error,
-  stalled_at"""
+  stalled_at,
+  (SELECT json_array(wf.id, st.name, st.idx) FROM steps st CROSS JOIN workflows wf ON wf.number = st.workflow WHERE st.job = seq) AS step"""
 
 JOB_BY_ID = f"""
 SELECT {JOB}, payload, result,

@@ -106,7 +106,7 @@ class Timers:
         for _, queue, _ in rows:
             tx.count(State.QUEUED, queue, -1)
             tx.count(State.EXPIRED, queue)
-        self._jobs.dependencies.ended(tx, [seq for seq, *_ in rows])
+        self._jobs.ended(tx, [seq for seq, *_ in rows])
         self._jobs.publish(tx, lambda: [job_id for _, _, job_id in rows])
         if len(rows) == SWEEP_MAX:
             self._next_expiry_ms = tx.now_ms

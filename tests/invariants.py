@@ -74,6 +74,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _dependencies(look, replayed=replayed)
         _schedules(look, deleted=deleted)
         _rules(look)
+        _workflows(look, deleted=deleted)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -189,14 +190,16 @@ def _dependencies(look: Snapshot, *, replayed: bool) -> None:
     look.none(
         "pending, though all that it depends on has ended",
         "SELECT id FROM jobs WHERE state = 'pending' "
-        f"AND NOT EXISTS (SELECT 1 FROM {both} WHERE c.seq = jobs.seq AND p.completed_at IS NULL)",
+        f"AND NOT EXISTS (SELECT 1 FROM {both} WHERE c.seq = jobs.seq AND p.completed_at IS NULL) "
+        "AND seq NOT IN (SELECT job FROM steps s JOIN workflows w ON w.number = s.workflow WHERE w.paused_at IS NOT NULL)",
     )
     if replayed:  # then a job may have begun before what it depends on ended for the last time
         return
     look.none(
         "ready, though a job it depends on did not end well",
         f"SELECT c.id, c.state, p.id, p.state FROM {both} "
-        f"WHERE {begun} AND e.kind <> 'all' AND p.state IN ('dead_letter', 'cancelled', 'expired')",
+        f"WHERE {begun} AND e.kind <> 'all' AND p.state IN ('dead_letter', 'cancelled', 'expired') "
+        "AND p.seq NOT IN (SELECT job FROM steps WHERE skipped)",
     )
     look.none(
         "an edge that is done, to a job that has not ended",
@@ -219,6 +222,39 @@ def _rules(look: Snapshot) -> None:
         "AND blocked <> 'task:' || task AND blocked IS NOT 'key:' || task || ' ' || concurrency_key",
     )
     look.none("less than nothing began under a rate", "SELECT gate, at, n FROM rate_starts WHERE n < 0")
+
+
+def _workflows(look: Snapshot, *, deleted: bool) -> None:
+    counted = dict(look.rows("SELECT label, n FROM counters WHERE name = 'workflows' AND n <> 0"))
+    look.same("workflows by state", counted, dict(look.rows("SELECT state, count(*) FROM workflows GROUP BY 1")))
+    jobs = "FROM steps s JOIN jobs j ON j.seq = s.job WHERE s.workflow = w.number"
+    look.none(
+        "a workflow between two steps: it runs, and nothing of it is left to end",
+        f"SELECT id, state FROM workflows w WHERE state = 'running' AND NOT EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL)",
+    )
+    look.none(
+        "a workflow that has ended, with steps that have not",
+        f"SELECT id, state FROM workflows w WHERE state <> 'running' AND EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL)",
+    )
+    if deleted:
+        return
+    kept = "(SELECT count(*) FROM json_each(w.kept))"
+    done = (
+        f"{kept} + (SELECT count(*) {jobs} AND (j.state = 'completed' OR (s.skipped AND j.completed_at IS NOT NULL)))"
+    )
+    look.none(
+        "steps that are not all there",
+        f"SELECT id FROM workflows w WHERE total_steps <> {kept} + (SELECT count(*) {jobs})",
+    )
+    look.none(
+        "open steps, not as counted",
+        f"SELECT id, open FROM workflows w WHERE open <> (SELECT count(*) {jobs} AND j.completed_at IS NULL)",
+    )
+    look.none("done steps, not as counted", f"SELECT id, done FROM workflows w WHERE done <> {done}")
+    look.none(
+        "completed with steps that did not end well, or not completed though all did",
+        f"SELECT id, state FROM workflows w WHERE state <> 'running' AND (state = 'completed') <> (total_steps = {done})",
+    )
 
 
 def acknowledged_all_there(path: str | Path, ids: Iterable[str]) -> None:

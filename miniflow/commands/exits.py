@@ -19,9 +19,9 @@ MEANING = {
     DONE: "done",
     JOB_FAILED: "the job failed, was cancelled or expired",
     UNUSABLE: "an option, a setting or the job itself is wrong",
-    NOT_FOUND: "there is no such job, queue, task or schedule",
+    NOT_FOUND: "there is no such job, queue, task, schedule or workflow",
     NO_SERVER: "no server answers there, or it failed itself",
-    REFUSED: "as the job or schedule is this cannot be done, or the token is wrong",
+    REFUSED: "as the job, schedule or workflow is this cannot be done, or the token is wrong",
     NOT_YET: "not now: the job has not ended, or the server is busy or full; try again",
     INTERRUPTED: "ended by Ctrl-C",
 }

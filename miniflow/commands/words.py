@@ -28,6 +28,9 @@ STYLES = {
 }
 """The colour of a state. It always stands with the word: not everybody sees colours, and not every terminal has them."""
 
+WORKFLOW_STYLES = {"failed": "bold red", "paused": "yellow", "skipped": "dim", "reused": "green"}
+"""That of what workflows and their steps can be beside it."""
+
 LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 
 NAMED_MAX = 3
@@ -63,7 +66,11 @@ def count(n: int, noun: str) -> str:
 
 
 def state(name: str) -> Text:
-    return Text(name, STYLES.get(name, ""))
+    return Text(name, style_of(name))
+
+
+def style_of(state: str) -> str:
+    return STYLES.get(state) or WORKFLOW_STYLES.get(state, "")
 
 
 # ------------------------------------------------------------------------------------------------------------------- times

@@ -23,6 +23,8 @@ from miniflow.roster import Roster
 from miniflow.schedule_queries import ScheduleQueries
 from miniflow.schedules import Schedules
 from miniflow.settings import Settings
+from miniflow.workflow_intake import WorkflowIntake
+from miniflow.workflow_queries import WorkflowQueries
 from miniflow.writer import Transaction, Writer
 
 
@@ -42,6 +44,8 @@ class Backend:
     notices: Notices
     log_notices: Notices
     queries: Queries
+    workflow_intake: WorkflowIntake
+    workflow_queries: WorkflowQueries
     listing: Listing
     feed: Feed
     roster: Roster

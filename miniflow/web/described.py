@@ -17,7 +17,7 @@ from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
 from miniflow.roster import EventLoop, Slots, Worker
-from miniflow.web import classic, described_schedules
+from miniflow.web import classic, described_schedules, described_workflows
 from miniflow.web.describing import one, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
 from miniflow.web.examples import (
@@ -67,6 +67,7 @@ TAGS = {
     "bulk": "Act on many jobs at once. With `dry_run` it is only counted. What changes first and is meant no more is `refused`.",
     "dead letters": "Jobs that failed for good.",
     "schedules": "Jobs by the clock.",
+    "workflows": "Steps that follow one another, each of them a job.",
     "logs": "What jobs logged.",
     "events": "Jobs as they change.",
     "system": "Queues, tasks and workers.",
@@ -225,6 +226,7 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/v1/jobs/{job_id}/events": Operation(
         "events", {200: Answer("the stream", texts={EVENT_STREAM: JOB_EVENTS}, events=("job", "end"))}
     ),
+    **described_workflows.OPERATIONS,
     "GET /api/v1/queues": one("system", "the queues", Queues, {"items": [QUEUE]}),
     "GET /api/v1/queues/{name}": one("system", "the queue", QueueInfo, QUEUE),
     "PATCH /api/v1/queues/{name}": one("system", "the queue as it is now", QueueInfo, QUEUE, body=Body(QueueChange, LIMITS)),
@@ -378,6 +380,6 @@ API = Api(
     DESCRIPTION.strip(),
     TAGS,
     OPERATIONS,
-    FIELDS | described_schedules.FIELDS,
-    omitting=(Job, Attempt, Page, Worker, *described_schedules.OMITTING),
+    FIELDS | described_schedules.FIELDS | described_workflows.FIELDS,
+    omitting=(Job, Attempt, Page, Worker, *described_schedules.OMITTING, *described_workflows.OMITTING),
 )

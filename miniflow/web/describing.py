@@ -9,21 +9,19 @@ import msgspec
 from miniflow.web.document import Answer, Operation
 
 
-def readable(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The same with the payload as an object: msgspec has no schema of a Raw with a default."""
-    fields = [
-        (
-            field.name,
-            dict[str, Any] if field.type is msgspec.Raw else field.type,
-            {} if isinstance(field.default, msgspec.Raw) else field.default,
-        )
-        for field in msgspec.structs.fields(kind)
-    ]
-    config = kind.__struct_config__
+def readable(kind: type[msgspec.Struct], **types: Any) -> type[msgspec.Struct]:
+    """The same with anything where it has a Raw: msgspec has no schema of one with a default. ``types``: others for fields."""
+    fields = []
+    for field in msgspec.structs.fields(kind):
+        raw = isinstance(field.default, (msgspec.Raw, msgspec.UnsetType)) or field.type is msgspec.Raw
+        empty: Any = {} if isinstance(field.default, msgspec.Raw) and bytes(field.default) == b"{}" else None
+        of = types.get(field.name, (dict[str, Any] if empty == {} else Any) if raw else field.type)
+        default = empty if raw else field.default
+        fields.append((field.encode_name, of) if default is msgspec.NODEFAULT else (field.encode_name, of, default))
     return msgspec.defstruct(
         kind.__name__,
-        [field if field[2] is not msgspec.NODEFAULT else field[:2] for field in fields],
-        forbid_unknown_fields=config.forbid_unknown_fields,
+        fields,
+        forbid_unknown_fields=kind.__struct_config__.forbid_unknown_fields,
         namespace={"__doc__": kind.__doc__},
         kw_only=True,
     )

@@ -160,6 +160,7 @@ HEADER_PARAMETERS: dict[str, tuple[str, Json]] = {
 }
 PARAMETERS = {
     "job_id": "the id of a job, as its submit answered it",
+    "workflow_id": "the id of a workflow, as its start answered it",
     "name": "a name",
     "queue": "only jobs of this queue",
     "task": "only jobs of this task",
@@ -306,7 +307,7 @@ def _refusals(said: Operation, method: str, path: str, parameters: list[Json]) -
     found = {421, *said.refusals}
     if not said.always:
         found |= {401, 503}
-    if "{job_id}" in path or "{name}" in path:
+    if "{" in path:
         found.add(404)
     if path.startswith("/api/") or any(one.get("in") in ("query", "header") for one in parameters):
         found.add(422)  # there also for a parameter that the operation does not have

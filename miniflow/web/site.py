@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from miniflow import __version__
-from miniflow.web import api, classic, described, docs, events, jobs, logs, metrics, schedules, system
+from miniflow.web import api, classic, described, docs, events, jobs, logs, metrics, schedules, system, workflows
 from miniflow.web.backend import Backend
 from miniflow.web.cors import Cors
 from miniflow.web.document import Document, operation_ids
@@ -23,6 +23,7 @@ from miniflow.web.wording import refuse_unknown_parameters
 ROUTES: list[HTTPRouteHandler] = [
     *api.ROUTES,
     *jobs.ROUTES,
+    *workflows.ROUTES,
     *events.ROUTES,
     *schedules.ROUTES,
     *system.ROUTES,

@@ -528,6 +528,8 @@ EXAMPLES = re.findall(r"^# (\d{1,2}): .*\n(miniflow .+)$", README, re.MULTILINE)
 def test_the_examples_of_the_readme_end_as_it_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, on one server with the samples."""
     monkeypatch.chdir(tmp_path)
+    steps = [{"name": "sum", "task": "compute", "payload": {"iterations": "${input.rounds}"}}]
+    (tmp_path / "report.json").write_text(json.dumps({"name": "report", "steps": steps}))
     (tmp_path / "jobs.ndjson").write_text('{"task": "noop"}\n{"task": "noop", "queue": "own"}\n')
     with Server(tmp_path / "server", SAMPLES) as sampled:
         for code, line in EXAMPLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,7 +155,9 @@ def test_an_example_of_an_answer_is_of_its_type(name: str, status: int) -> None:
         msgspec.json.decode(msgspec.json.encode(answer.example), type=answer.shape)
 
 
-@pytest.mark.parametrize("name", [name for name, said in OPERATIONS.items() if said.body is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, said in OPERATIONS.items() if said.body is not None and "{" not in name]
+)
 def test_an_example_of_a_request_is_taken(name: str, client: httpx.Client) -> None:
     method, path = name.replace("/{name}", "/{name}" if "/schedules/" in name else "/greet").split()
     body = OPERATIONS[name].body
@@ -188,14 +191,14 @@ def test_a_job_that_is_answered_says_nothing_that_the_document_does_not(document
 
 def test_options_names_what_the_document_names(document: Json, client: httpx.Client) -> None:
     for path, item in document["paths"].items():
-        answer = client.options(path.replace("{job_id}", "x").replace("{name}", "x"))
+        answer = client.options(re.sub(r"{\w+}", "x", path))
         assert answer.status_code == 204
         assert set(answer.headers["allow"].split(", ")) == {"OPTIONS", *(method.upper() for method in item)}, path
 
 
 def test_what_the_document_does_not_name_is_405(document: Json, client: httpx.Client) -> None:
     for path, item in document["paths"].items():
-        asked = path.replace("{job_id}", "x").replace("{name}", "x")
+        asked = re.sub(r"{\w+}", "x", path)
         for method in METHODS:
             if method not in item:
                 answer = client.request(method, asked)

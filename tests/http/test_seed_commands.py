@@ -5,6 +5,7 @@ Each command is the seed's own line, run by curl; only the port is another. The 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -259,6 +260,38 @@ def test_the_distributed_workflow_engine(seeded: Server) -> None:
     health = run(seeded, "curl http://localhost:8080/health")
     assert health.status == 200
     assert health.body["status"] == "ok"
+
+
+def test_a_multi_step_workflow_of_the_distributed_workflow_engine(seeded: Server) -> None:
+    started = run(
+        seeded,
+        """curl -X POST http://localhost:8080/api/v1/workflows -H "Content-Type: application/json" -d '{
+    "name": "data-pipeline",
+    "steps": [
+      {"name":"extract","type":"transform","payload":{"source":"db"},"max_retries":3},
+      {"name":"process","type":"compute","payload":{"iterations":1000},"max_retries":2},
+      {"name":"notify","type":"notify","payload":{"channel":"slack"},"max_retries":1}
+    ]
+  }'""",
+    )
+    assert started.status == 201
+    workflow = started.body
+    assert re.fullmatch(UUID, workflow["id"])
+    assert RFC3339.fullmatch(workflow["created_at"])
+    expected = {"name": "data-pipeline", "status": "running", "current_step": 0, "total_steps": 3}
+    assert {key: workflow[key] for key in expected} == expected
+
+    done = status_becomes(seeded, f"curl http://localhost:8080/api/v1/workflows/{workflow['id']}", "completed")
+    assert (done.body["current_step"], done.body["total_steps"]) == (3, 3)
+    assert RFC3339.fullmatch(done.body["completed_at"])
+    steps = done.body["steps"]
+    assert [(step["name"], step["type"], step["status"]) for step in steps] == [
+        ("extract", "transform", "completed"),
+        ("process", "compute", "completed"),
+        ("notify", "notify", "completed"),
+    ]
+    for before, after in itertools.pairwise(steps):
+        assert before["completed_at"] <= after["started_at"]
 
 
 def test_a_flaky_job_has_three_chances_with_two_retries(seeded: Server) -> None:

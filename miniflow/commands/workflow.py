@@ -1,0 +1,306 @@
+"""``miniflow workflow …``: start workflows, look at them as a tree of steps that grows, act on them."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import rich_click as click
+from rich.text import Text
+
+from miniflow.commands import exits, words
+from miniflow.commands.exits import Complaint
+from miniflow.commands.session import LAST, Session, remote
+from miniflow.commands.tables import Column, fitting, pairs, table
+from miniflow.commands.values import read_text
+from miniflow.commands.workflow_views import summary, tree
+
+if TYPE_CHECKING:
+    from miniflow.workflow_answers import Workflow
+
+EXAMPLE = '{"name": "report", "steps": [{"name": "load", "task": "noop"}]}'
+STATES = ("running", "completed", "failed", "cancelled")
+ID = click.argument("workflow_id", metavar="ID")
+IDS = click.argument("workflow_ids", metavar="ID...", nargs=-1, required=True)
+
+
+@click.group(invoke_without_command=False)
+def workflow() -> None:
+    """Start workflows, look at them, act on them.
+
+    ID is the id of a workflow, or the word last for the newest.
+
+    \b
+    Examples:
+      miniflow workflow start report.json --input '{"day": "monday"}' --wait
+      miniflow workflow show last
+      miniflow workflow retry last
+    """
+
+
+def _id(session: Session, given: str) -> str:
+    if given != LAST:
+        return given
+    newest = session.client.workflows.page(limit=1).items
+    if not newest:
+        raise Complaint("there is no workflow yet", exits.NOT_FOUND)
+    return newest[0].id
+
+
+# --------------------------------------------------------------------------------------------------------------- starting
+
+
+@remote(exits.JOB_FAILED)
+@click.argument("file")
+@click.option("--input", "given", metavar="JSON", help="what the steps refer to as ${input}; instead of that in FILE")
+@click.option("--idempotency-key", metavar="TEXT", help="the same key starts no second one")
+@click.option("--wait", is_flag=True, help="show its steps as they run, until it has ended")
+@click.option("--quiet", is_flag=True, help="print only the id")
+def start(session: Session, file: str, given: str | None, idempotency_key: str | None, wait: bool, quiet: bool) -> None:
+    """Start a workflow.
+
+    FILE is JSON with a name, steps, and what else POST /api/v1/workflows takes; - for the standard input. With --wait the exit
+    code says whether it ended well.
+
+    \b
+    Examples:
+      miniflow workflow start report.json
+      miniflow workflow start report.json --input '{"day": "monday"}' --wait
+    """
+    wanted = _object(read_text(file), file)
+    name, steps = wanted.pop("name", None), wanted.pop("steps", None)
+    if not isinstance(name, str) or not isinstance(steps, list):
+        raise Complaint(f"{file}: name and steps are needed, as in {EXAMPLE}")
+    if given is not None:
+        wanted["input"] = _json(given, "--input")
+    if idempotency_key is not None:
+        wanted["idempotency_key"] = idempotency_key
+    started = session.client.workflows.start(name, steps, **wanted)
+    _started(session, started, wait=wait, quiet=quiet)
+
+
+def _started(session: Session, started: Workflow, *, wait: bool, quiet: bool) -> None:
+    if wait:
+        _follow(session, started, quiet=quiet)
+    elif quiet:
+        click.echo(started.id)
+    elif session.json:
+        session.document(started)
+    else:
+        session.line(Text.assemble(started.id, "  ", words.state(started.status), f"  {words.plain(started.name)}"))
+
+
+def _follow(session: Session, started: Workflow, *, quiet: bool) -> None:
+    """Its steps as they change; afterwards the exit code says how it ended."""
+    if not session.json and not quiet:
+        _live(session, started.id)
+    ended = session.client.workflows.wait(started)
+    if session.json:
+        session.document(ended)
+    elif quiet:
+        click.echo(ended.id)
+    elif not session.out.is_terminal:
+        session.lines(tree(ended, session.width, words.now(), plain=session.ascii_only))
+    if ended.status != "completed":
+        if ended.error:
+            click.echo(f"miniflow: {words.one_line(ended.error)}", err=True)
+        sys.exit(exits.JOB_FAILED)
+
+
+def _live(session: Session, workflow_id: str) -> None:
+    """On a terminal the tree is drawn again with each change; elsewhere nothing is shown before the end."""
+    if not session.out.is_terminal:
+        return
+    from rich.console import Group
+    from rich.live import Live
+
+    with Live(console=session.out, auto_refresh=False) as live:
+        for found in session.client.workflows.events(workflow_id):
+            lines = tree(found, session.width, words.now(), plain=session.ascii_only)
+            room = max(session.out.height - 1, 3)
+            shown = lines if found.ended else lines[:room]
+            live.update(Group(*shown), refresh=True)
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    found = _json(text, where)
+    if not isinstance(found, dict):
+        raise Complaint(f"{where}: not a JSON object; it looks like {EXAMPLE}")
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        raise Complaint(f"{where}: not JSON: {exc}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------- looking
+
+
+@remote(exits.NOT_FOUND, exits.JOB_FAILED)
+@ID
+@click.option("-f", "--follow", is_flag=True, help="go on until it has ended; the exit code says how")
+def show(session: Session, workflow_id: str, follow: bool) -> None:
+    """Show a workflow: its steps as a tree, their states and errors.
+
+    \b
+    Examples:
+      miniflow workflow show last
+      miniflow workflow show last -f
+    """
+    found = session.client.workflows.get(_id(session, workflow_id))
+    if follow:
+        _follow(session, found, quiet=False)
+    elif session.json:
+        session.document(found)
+    else:
+        session.lines(tree(found, session.width, words.now(), plain=session.ascii_only))
+        session.lines(pairs(summary(found, words.now()), session.width))
+
+
+@remote()
+@click.option("--name", metavar="TEXT", help="workflows of this name")
+@click.option("--status", type=click.Choice(STATES), metavar="STATE", help=f"one of {', '.join(STATES)}")
+@click.option("--limit", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="so many at most")
+def list_(session: Session, name: str | None, status: str | None, limit: int) -> None:
+    """List workflows, newest first.
+
+    \b
+    Examples:
+      miniflow workflow list
+      miniflow workflow list --status failed --name report
+    """
+    found = list(islice(session.client.workflows.list(name=name, status=status, limit=limit), limit))
+    if session.json:
+        for one in found:
+            session.document(one)
+        return
+    columns = (
+        Column("ID"),
+        Column("NAME", 8),
+        Column("STATUS"),
+        Column("STEPS", right=True),
+        Column("STARTED", rank=2),
+    )
+    now = words.now()
+    rows = [(one.id, words.plain(one.name), _status(one), f"{one.current_step}/{one.total_steps}", words.ago(one.created_at, now))
+            for one in found]  # fmt: skip
+    session.lines(table(columns, rows, session.width))
+
+
+def _status(one: Workflow) -> Text:
+    return words.state("paused" if one.paused and not one.ended else one.status)
+
+
+# ----------------------------------------------------------------------------------------------------------------- acting
+
+
+def _each(session: Session, verb: str, workflow_ids: tuple[str, ...]) -> None:
+    for given in workflow_ids:
+        found = getattr(session.client.workflows, verb)(_id(session, given))
+        if session.json:
+            session.document(found)
+        else:
+            asked = ", asked to stop" if verb == "cancel" and not found.ended else ""
+            session.line(fitting(Text.assemble(found.id, "  ", _status(found), asked), session.width))
+
+
+@remote(exits.NOT_FOUND)
+@IDS
+def cancel(session: Session, workflow_ids: tuple[str, ...]) -> None:
+    """Cancel workflows.
+
+    What waits is cancelled at once; steps that run are asked to stop.
+
+    \b
+    Example:
+      miniflow workflow cancel last
+    """
+    _each(session, "cancel", workflow_ids)
+
+
+@remote(exits.NOT_FOUND)
+@IDS
+def retry(session: Session, workflow_ids: tuple[str, ...]) -> None:
+    """Run workflows on that failed or were cancelled.
+
+    Steps that failed run again, with their attempts counted anew; steps that are done stay done.
+
+    \b
+    Example:
+      miniflow workflow retry last
+    """
+    _each(session, "retry", workflow_ids)
+
+
+@remote(exits.NOT_FOUND)
+@IDS
+def pause(session: Session, workflow_ids: tuple[str, ...]) -> None:
+    """Begin no further step of workflows; what is queued or runs goes on.
+
+    \b
+    Example:
+      miniflow workflow pause last
+    """
+    _each(session, "pause", workflow_ids)
+
+
+@remote(exits.NOT_FOUND)
+@IDS
+def resume(session: Session, workflow_ids: tuple[str, ...]) -> None:
+    """Go on with workflows that are paused.
+
+    \b
+    Example:
+      miniflow workflow resume last
+    """
+    _each(session, "resume", workflow_ids)
+
+
+@remote(exits.NOT_FOUND)
+@IDS
+def delete(session: Session, workflow_ids: tuple[str, ...]) -> None:
+    """Delete workflows that have ended, with their jobs.
+
+    \b
+    Example:
+      miniflow workflow delete last
+    """
+    for given in workflow_ids:
+        workflow_id = _id(session, given)
+        session.client.workflows.delete(workflow_id)
+        if session.json:
+            session.document({"id": workflow_id, "deleted": True})
+        else:
+            session.line(f"{workflow_id}  deleted")
+
+
+@remote(exits.NOT_FOUND, exits.JOB_FAILED)
+@ID
+@click.option("--from", "from_step", metavar="STEP", help="begin with this step; what others returned is taken over")
+@click.option("--input", "given", metavar="JSON", help="another input")
+@click.option("--wait", is_flag=True, help="show its steps as they run, until it has ended")
+@click.option("--quiet", is_flag=True, help="print only the id")
+def rerun(
+    session: Session, workflow_id: str, from_step: str | None, given: str | None, wait: bool, quiet: bool
+) -> None:
+    """Run a workflow again, as a new run: all of it, or from one step on.
+
+    \b
+    Examples:
+      miniflow workflow rerun last
+      miniflow workflow rerun last --from report --input '{"day": "tuesday"}' --wait
+    """
+    changed = {} if given is None else {"input": _json(given, "--input")}
+    started = session.client.workflows.rerun(_id(session, workflow_id), from_step, **changed)
+    _started(session, started, wait=wait, quiet=quiet)
+
+
+COMMANDS = (start, show, list_, cancel, retry, rerun, pause, resume, delete)
+list_.name = "list"
+for _command in COMMANDS:
+    workflow.add_command(_command)

@@ -1,0 +1,107 @@
+"""A workflow as a tree: each step below the last of those that it needs, with its state, its times and its error."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.text import Text
+
+from miniflow.commands import words
+from miniflow.commands.tables import Cell, fitting
+
+if TYPE_CHECKING:
+    from miniflow.workflow_answers import Workflow, WorkflowStep
+
+MARKS = {
+    "completed": "✓",
+    "dead_letter": "✗",
+    "cancelled": "–",
+    "expired": "✗",
+    "skipped": "↷",
+    "reused": "✓",
+    "running": "▶",
+    "retrying": "↻",
+    "queued": "·",
+    "scheduled": "·",
+    "pending": " ",
+}
+"""Of a state. It stands beside the word."""
+PLAIN_MARKS = {
+    **dict.fromkeys(MARKS, " "),
+    "completed": "+",
+    "reused": "+",
+    "dead_letter": "x",
+    "expired": "x",
+    "running": ">",
+}
+
+
+class _Branch(NamedTuple):
+    step: WorkflowStep
+    depth: int
+
+
+def tree(workflow: Workflow, width: int | None, at: dt.datetime, *, plain: bool = False) -> list[Text]:
+    """A line for the whole, one for each step, one below it for its error."""
+    status = "paused" if workflow.paused and not workflow.ended else workflow.status
+    whole = Text.assemble(
+        (words.plain(workflow.name), "bold"), f"  {workflow.id}  ", words.state(status),
+        f"  {workflow.current_step} of {workflow.total_steps}",
+    )  # fmt: skip
+    took = _took(workflow.created_at, workflow.completed_at, at)
+    whole.append(f"  {took}" if took else "", "dim")
+    lines = [fitting(whole, width)]
+    for step, depth in _branches(workflow.steps):
+        indent = "  " * (depth + 1)
+        mark = (PLAIN_MARKS if plain else MARKS).get(step.status, " ")
+        line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(step.name), "  ")
+        line.append_text(words.state(step.status)).append(_about(step, at), "dim")
+        lines.append(fitting(line, width))
+        if step.error and step.status in ("dead_letter", "retrying", "expired", "cancelled"):
+            style = "dim" if step.status == "cancelled" else "red"
+            lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
+    return lines
+
+
+def _about(step: WorkflowStep, at: dt.datetime) -> str:
+    parts = [] if step.name == step.task else [words.plain(step.task)]
+    if step.started_at is not None and step.status in ("running", "completed", "dead_letter"):
+        parts.append(_took(step.started_at, step.completed_at, at))
+    if step.attempt > 1:
+        parts.append(f"attempt {step.attempt}")
+    return "".join(f"  {part}" for part in parts)
+
+
+def _took(begun: dt.datetime | None, ended: dt.datetime | None, at: dt.datetime) -> str:
+    return "" if begun is None else words.span(((ended or at) - begun).total_seconds())
+
+
+def _branches(steps: list[WorkflowStep]) -> list[_Branch]:
+    """Steps in order are one column; in a graph each stands below the last, in the workflow, of the steps that it needs."""
+    if all(step.needs is None for step in steps):
+        return [_Branch(step, 0) for step in steps]
+    places = {step.name: n for n, step in enumerate(steps)}
+    below: dict[int, list[int]] = {}
+    roots: list[int] = []
+    for n, step in enumerate(steps):
+        needed = [places[name] for name in step.needs or () if name in places]
+        below.setdefault(max(needed), []).append(n) if needed else roots.append(n)
+    found: list[_Branch] = []
+    ahead = [(n, 0) for n in reversed(roots)]
+    while ahead:
+        n, depth = ahead.pop()
+        found.append(_Branch(steps[n], depth))
+        ahead += [(child, depth + 1) for child in reversed(below.get(n, []))]
+    return found
+
+
+def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
+    """What the tree does not say."""
+    return [
+        ("started", words.when(workflow.created_at, at)),
+        ("ended", words.when(workflow.completed_at, at)),
+        ("error", Text(words.plain(workflow.error or ""), "red")),
+        ("rerun of", workflow.rerun_of or ""),
+        ("input", "" if workflow.input is None else words.as_json(workflow.input)),
+    ]

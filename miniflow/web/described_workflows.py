@@ -1,0 +1,118 @@
+"""What the operations on workflows take and answer, for the OpenAPI document; see ``described``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from miniflow import workflow_intake
+from miniflow.web import workflows
+from miniflow.web.describing import readable
+from miniflow.web.document import EVENT_STREAM, Answer, Body, Operation
+from miniflow.web.examples import AT, ID
+from miniflow.workflow_queries import Workflow, WorkflowPage, WorkflowStep
+
+JOB_ID = "0199e0c4-7d3e-7a41-9c1f-2b6e5d8a4f11"
+NEW: dict[str, Any] = {
+    "id": ID, "name": "report", "status": "running", "current_step": 0, "total_steps": 2, "created_at": AT, "updated_at": AT,
+}  # fmt: skip
+STEPS: list[dict[str, Any]] = [
+    {"name": "greet", "index": 0, "job_id": JOB_ID, "task": "greet", "type": "greet", "status": "completed", "queue": "default",
+     "attempt": 1, "max_retries": 5, "payload": {"name": "Ada"}, "output": ["Hello, Ada!"], "started_at": AT, "completed_at": AT},
+    {"name": "again", "index": 1, "job_id": JOB_ID, "task": "greet", "type": "greet", "status": "completed", "queue": "default",
+     "attempt": 1, "max_retries": 5, "payload": {"name": "Hello, Ada!"}, "output": ["Hello, Hello, Ada!!"]},
+]  # fmt: skip
+RUN = {**NEW, "status": "completed", "current_step": 2, "completed_at": AT, "steps": STEPS, "change": 4711}
+RUNNING = {**NEW, "cancel_requested_at": AT, "steps": STEPS, "change": 4711}
+CANCELLED = {**NEW, "status": "cancelled", "completed_at": AT, "steps": STEPS, "change": 4711}
+STARTS: dict[str, Any] = {
+    "one after the other": {
+        "name": "report",
+        "input": {"name": "Ada"},
+        "steps": [
+            {"name": "greet", "task": "greet", "payload": {"name": "${input.name}"}},
+            {"name": "again", "task": "greet", "payload": {"name": "${steps.greet.0}"}},
+        ],
+    },
+    "a graph": {
+        "name": "numbers",
+        "timeout": 3600,
+        "steps": [
+            {"name": "one", "task": "noop"},
+            {"name": "other", "task": "noop", "queue": "slow", "max_retries": 5},
+            {"name": "both", "task": "noop", "needs": ["one", "other"], "when": "${steps.one} == null"},
+        ],
+    },
+}
+_NEWS = f"id: 4711-0\nevent: workflow\ndata: {msgspec.json.encode(RUN).decode()}\n\n"
+EVENTS = f'retry: 1000\n\n{_NEWS}event: end\ndata: {{"status": "completed"}}\n\n'
+
+FIELDS: dict[str, str | dict[str, Any]] = {
+    "Workflow.current_step": "How many steps are done",
+    "Workflow.status": {"enum": ["running", "completed", "failed", "cancelled"]},
+    "Workflow.error": "The first step that did not end well, and why",
+    "Workflow.rerun_of": "The run that this one repeats",
+    "Workflow.deadline_at": "When it fails if it has not ended",
+    "WorkflowStep.needs": "The steps that it needs, where the workflow is a graph",
+    "WorkflowStep.when": "Its condition",
+    "WorkflowStep.payload": "With its references filled in, once its turn has come; left out where it is long",
+    "WorkflowStep.output": "What the task returned; left out where it is long",
+    "Step.name": "What others refer to it by; that of its task where it is left out",
+    "Step.task": "The name of the task",
+    "Step.type": "Another name for `task`; one of the two is needed",
+    "Step.payload": "What the task takes; may refer to `${input…}`, `${steps.NAME…}` and `${workflow.id}`",
+    "Step.needs": "Names of steps that must have ended well before; where no step has it, they run in order",
+    "Step.when": "Skipped unless this holds: `${steps.check.rows} > 0`, `not ${input.dry}`",
+    "WorkflowSubmission.input": "What steps refer to as `${input}`",
+    "WorkflowSubmission.timeout": "Seconds for the whole, after which it has failed",
+    "Rerun.from": "The step to begin with; the first where it is left out",
+    "Rerun.input": "Another input than that of the run before",
+}
+
+OMITTING = (Workflow, WorkflowPage, WorkflowStep)
+
+Step = readable(workflow_intake.Step)
+Start = readable(workflow_intake.WorkflowSubmission, steps=list[Step])  # type: ignore[valid-type]
+Rerun = readable(workflows.Rerun)
+
+
+def _one(description: str, example: Any, **more: Any) -> Operation:
+    return Operation("workflows", {200: Answer(description, Workflow, example)}, **more)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "POST /api/v1/workflows": Operation(
+        "workflows",
+        {201: Answer("accepted: all of it is on the disk", Workflow, NEW, ("Location", "Idempotency-Replayed"))},
+        Body(Start, STARTS),
+        refusals=(409, 429),
+        headers=("Idempotency-Key", "X-Request-ID"),
+    ),
+    "GET /api/v1/workflows": Operation(
+        "workflows", {200: Answer("a page of workflows", WorkflowPage, {"items": [NEW], "next_cursor": "17", "total": 120})}
+    ),
+    "GET /api/v1/workflows/{workflow_id}": _one("the workflow and its steps", RUN),
+    "DELETE /api/v1/workflows/{workflow_id}": Operation("workflows", {204: Answer("it is gone")}, refusals=(409,)),
+    "GET /api/v1/workflows/{workflow_id}/events": Operation(
+        "workflows", {200: Answer("the stream", texts={EVENT_STREAM: EVENTS}, events=("workflow", "end"))}
+    ),
+    "POST /api/v1/workflows/{workflow_id}/cancel": Operation(
+        "workflows",
+        {
+            200: Answer("it is cancelled", Workflow, CANCELLED),
+            202: Answer("a step runs, and was asked to stop", Workflow, RUNNING),
+        },
+        refusals=(409,),
+    ),
+    "POST /api/v1/workflows/{workflow_id}/retry": _one("it runs on", RUNNING, refusals=(409,)),
+    "POST /api/v1/workflows/{workflow_id}/pause": _one("no further step begins", {**RUNNING, "paused": True}, refusals=(409,)),
+    "POST /api/v1/workflows/{workflow_id}/resume": _one("it goes on", RUNNING, refusals=(409,)),
+    "POST /api/v1/workflows/{workflow_id}/rerun": Operation(
+        "workflows",
+        {201: Answer("a new run, accepted", Workflow, {**NEW, "rerun_of": ID}, ("Location",))},
+        Body(Rerun, {"from a step": {"from": "again"}, "all of it": {"input": {"name": "Grace"}}}, required=False),
+        refusals=(429,),
+        headers=("X-Request-ID",),
+    ),
+}  # fmt: skip

@@ -1,0 +1,214 @@
+"""Workflows over HTTP: start, look, follow, act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from miniflow.errors import InvalidRequest
+from miniflow.feed import parse_place
+from miniflow.listing import PAGE_MAX
+from miniflow.model import Accepted
+from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond
+from miniflow.web.backend import Backend
+from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
+from miniflow.web.problems import decoded
+from miniflow.workflow_intake import NewWorkflow, WorkflowSubmission, decode_workflow, not_before
+from miniflow.workflow_queries import Workflow, workflow_of_new
+from miniflow.workflows import RUNNING
+
+Wait = Annotated[
+    float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the workflow to end, at most 60")
+]
+Name = Annotated[str | None, Parameter(description="only workflows of this name")]
+Status = Annotated[str | None, Parameter(description="only workflows in this state")]
+Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="workflows on a page")]
+Cursor = Annotated[str | None, Parameter(description="`next_cursor` of the page before")]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Rerun(msgspec.Struct, forbid_unknown_fields=True, rename={"from_step": "from"}):
+    """``from`` is the step to begin with, the first if it is left out; ``input`` replaces that of the run before."""
+
+    from_step: str | None = None
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_rerun = msgspec.json.Decoder(Rerun).decode
+
+
+@post("/api/v1/workflows", summary="Start a workflow", status_code=201)
+async def start_workflow(request: AnyRequest, backend: Backend) -> Response[bytes]:
+    """Steps that follow one another, each a job. A 201 says that all of it is on the disk.
+
+    Without `needs` the steps run one after the other; with it they are a graph. A payload may refer to the input and to what
+    steps before it returned: `"${input.day}"`, `"${steps.extract.rows}"`.
+    """
+    wanted = decoded(decode_workflow, await request.body())
+    wanted.idempotency_key = idempotency_key(request, wanted.idempotency_key)
+    new = backend.workflow_intake.workflow(wanted, request_id=_request_id(request))
+    return await _start(backend, new)
+
+
+async def _start(backend: Backend, new: NewWorkflow) -> Response[bytes]:
+    accepted: Accepted = await backend.writer.call_async(backend.waiter, "workflow", new)
+    headers = {"location": f"/api/v1/workflows/{accepted.id}"}
+    if accepted.replayed:
+        headers["idempotency-replayed"] = "true"
+    if accepted.replayed or new.loose:  # it may be further already
+        found = backend.workflow_queries.workflow(accepted.id)
+        found.steps = None
+        return respond(found, 201, headers)
+    return respond(workflow_of_new(new, backend.clock.now_ms()), 201, headers)
+
+
+@get("/api/v1/workflows", summary="List workflows")
+async def list_workflows(
+    backend: Backend, name: Name = None, status: Status = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response[bytes]:
+    """A page of them, newest first, without their steps."""
+    return respond(await backend.workflow_queries.page(name=name, status=status, limit=limit, cursor=cursor))
+
+
+@get("/api/v1/workflows/{workflow_id:str}", summary="One workflow")
+async def get_workflow(workflow_id: str, backend: Backend, wait: Wait = None) -> Response[bytes]:
+    """With every step: its state, attempt, times, payload, output and error. With ``wait``, as soon as it has ended."""
+    return respond(await find_workflow(backend, workflow_id, wait))
+
+
+async def find_workflow(backend: Backend, workflow_id: str, wait_s: float | None) -> Workflow:
+    """At once, or when it has ended."""
+    change = backend.workflow_queries.change(workflow_id)
+    if wait_s and change is not None and not change[1]:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def listener(_: str) -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        backend.notices.listen(workflow_id, listener)
+        try:
+            change = backend.workflow_queries.change(workflow_id)  # it may have ended before we listened
+            if change is not None and not change[1] and not backend.notices.over:
+                await asyncio.wait_for(ended.wait(), wait_s)
+        except TimeoutError:
+            pass
+        finally:
+            backend.notices.forget(workflow_id, listener)
+    return backend.workflow_queries.workflow(workflow_id)
+
+
+@get("/api/v1/workflows/{workflow_id:str}/events", summary="Follow a workflow")
+async def follow_workflow(
+    workflow_id: str, backend: Backend, after: After = None, last_event_id: LastEventId = None
+) -> Response[Any]:
+    """``event: workflow`` with the workflow as it is, and after each change of one of its steps; ``event: end`` with its status
+    when it has ended, and then the stream ends too."""
+    backend.workflow_queries.workflow(workflow_id)  # 404 before the stream begins
+    given, field = (last_event_id, "Last-Event-ID") if last_event_id else (after, "after")
+    seen = parse_place(given, field).changed if given else None
+    return Stream(_events(backend, workflow_id, seen), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _events(backend: Backend, workflow_id: str, seen: int | None) -> AsyncIterator[bytes]:
+    yield b"retry: %d\n\n" % RETRY_MS
+    async with aclosing(backend.feed.follow_change(lambda: backend.workflow_queries.change(workflow_id), seen)) as news:
+        async for change in news:
+            if change is None:
+                yield b": nothing new\n\n"
+                continue
+            found = backend.workflow_queries.workflow(workflow_id)
+            yield b"id: %d-0\nevent: workflow\ndata: %b\n\n" % (change, _encode(found))
+            if found.status != RUNNING:
+                yield b"event: end\ndata: %b\n\n" % _encode({"status": found.status})
+                return
+
+
+@post("/api/v1/workflows/{workflow_id:str}/cancel", summary="Cancel a workflow", status_code=200)
+async def cancel_workflow(workflow_id: str, backend: Backend) -> Response[bytes]:
+    """What waits of it is cancelled at once; while a step runs, which is asked to stop, it is `running` still (202)."""
+    state = await backend.verb(backend.jobs.workflows.cancel(workflow_id))
+    return respond(backend.workflow_queries.workflow(workflow_id), 202 if state == RUNNING else 200)
+
+
+@post("/api/v1/workflows/{workflow_id:str}/retry", summary="Run a workflow on", status_code=200)
+async def retry_workflow(workflow_id: str, backend: Backend) -> Response[bytes]:
+    """One that has failed, or was cancelled, goes on from there: failed steps run again with their attempts counted anew,
+    cancelled ones wait again for those that they need. Steps that are done stay done."""
+    await backend.verb(backend.jobs.workflows.retry(workflow_id))
+    return respond(backend.workflow_queries.workflow(workflow_id))
+
+
+@post("/api/v1/workflows/{workflow_id:str}/pause", summary="Pause a workflow", status_code=200)
+async def pause_workflow(workflow_id: str, backend: Backend) -> Response[bytes]:
+    """No further step becomes ready; what is queued or runs goes on."""
+    await backend.verb(backend.jobs.workflows.pause(workflow_id))
+    return respond(backend.workflow_queries.workflow(workflow_id))
+
+
+@post("/api/v1/workflows/{workflow_id:str}/resume", summary="Resume a workflow", status_code=200)
+async def resume_workflow(workflow_id: str, backend: Backend) -> Response[bytes]:
+    """Steps whose turn came while it was paused become ready."""
+    await backend.verb(backend.jobs.workflows.resume(workflow_id))
+    return respond(backend.workflow_queries.workflow(workflow_id))
+
+
+@post("/api/v1/workflows/{workflow_id:str}/rerun", summary="Run a workflow again", status_code=201)
+async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend) -> Response[bytes]:
+    """A new run of the same steps, from one of them on: that one, and all that need it. The outputs of the others are taken over.
+    With another input, if one is given. ``rerun_of`` is the run before."""
+    wanted = decoded(_decode_rerun, await request.body() or b"{}")
+    before, definition, outputs = backend.workflow_queries.definition(workflow_id)
+    kept: dict[str, Any] = {}
+    if wanted.from_step is not None:
+        names, again = not_before(definition, wanted.from_step)
+        for name in names:
+            if name not in again and name not in outputs:
+                raise InvalidRequest(
+                    "from", f"does not lead back to the step {name!r}, which is not done; begin with it"
+                )
+        kept = {name: outputs[name] for name in names if name not in again}
+    given = before.input if wanted.input is msgspec.UNSET else wanted.input
+    submission = WorkflowSubmission(
+        name=before.name,
+        steps=definition.steps,
+        input=msgspec.Raw(b"null") if given is msgspec.UNSET else given,
+        timeout=definition.timeout,
+        description=before.description,
+        meta=None if before.meta is msgspec.UNSET else msgspec.json.decode(before.meta),
+    )
+    request_id = _request_id(request)
+    new = backend.workflow_intake.workflow(submission, request_id=request_id, kept=kept, rerun_of=before.id)
+    return await _start(backend, new)
+
+
+@delete("/api/v1/workflows/{workflow_id:str}", summary="Delete a workflow", status_code=204)
+async def delete_workflow(workflow_id: str, backend: Backend) -> None:
+    """Forget one that has ended, with its jobs. 409 for one that has not: cancel it first."""
+    await backend.verb(backend.jobs.workflows.delete(workflow_id))
+
+
+def _request_id(request: AnyRequest) -> str | None:
+    found = request.scope.get("miniflow_request_id")
+    return found if isinstance(found, str) else None
+
+
+ROUTES: list[Any] = [
+    start_workflow,
+    list_workflows,
+    get_workflow,
+    follow_workflow,
+    cancel_workflow,
+    retry_workflow,
+    pause_workflow,
+    resume_workflow,
+    rerun_workflow,
+    delete_workflow,
+]

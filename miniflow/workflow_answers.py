@@ -1,0 +1,80 @@
+"""What the server answers about workflows, as Python objects; the rules are those of ``answers.py``."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from miniflow.answers import Answer, ClientError
+
+
+class WorkflowStep(Answer):
+    """A step of a workflow, and the job that it is. ``status`` is that of the job, or skipped, or reused (of a rerun)."""
+
+    name: str
+    index: int = 0
+    status: str = ""
+    job_id: str | None = None
+    task: str = ""
+    queue: str | None = None
+    needs: list[str] | None = None
+    when: str | None = None
+    attempt: int = 0
+    max_retries: int | None = None
+    payload: Any = None
+    output: Any = None
+    progress: Any = None
+    error: str | None = None
+    started_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+
+
+class Workflow(Answer):
+    """A workflow as it was when the server answered. ``current_step`` counts the steps that are done. In a list there are no
+    ``steps``."""
+
+    id: str
+    name: str = ""
+    status: str = ""
+    current_step: int = 0
+    total_steps: int = 0
+    paused: bool = False
+    input: Any = None
+    error: str | None = None
+    steps: list[WorkflowStep] = msgspec.field(default_factory=list)
+    timeout: float | None = None
+    deadline_at: dt.datetime | None = None
+    idempotency_key: str | None = None
+    request_id: str | None = None
+    rerun_of: str | None = None
+    description: str | None = None
+    meta: dict[str, Any] = msgspec.field(default_factory=dict)
+    created_at: dt.datetime | None = None
+    updated_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+    cancel_requested_at: dt.datetime | None = None
+    change: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen to it any more by itself."""
+        return self.status in ("completed", "failed", "cancelled")
+
+
+class WorkflowPage(Answer):
+    """A page of workflows. ``next_cursor`` is None on the last one; ``total`` is None where only counting rows could tell."""
+
+    items: list[Workflow] = msgspec.field(default_factory=list)
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+class WorkflowNotEnded(ClientError, TimeoutError):
+    """The workflow has not ended in the time given. ``workflow`` is as it was then."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        super().__init__(f"workflow {workflow.id} has not ended yet, it is {workflow.status}")
+        self.workflow = workflow
+        self.args = (workflow,)  # what pickle makes it again of

@@ -1,0 +1,98 @@
+"""What a client can ask about workflows, said once for both clients, as ``calls.py`` does for jobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+import httpx
+import msgspec
+from httpx_sse import ServerSentEvent
+
+from miniflow import answers
+from miniflow.calls import named, until_ended
+from miniflow.exchange import Ask, Flow, Give, Items, one, repeated, send, stream
+from miniflow.ids import uuid7
+from miniflow.workflow_answers import Workflow, WorkflowNotEnded, WorkflowPage
+
+PAGE = 100  # workflows in one request of list
+PATH = "/api/v1/workflows"
+
+
+class WorkflowOptions(TypedDict, total=False):
+    """``timeout`` is for the whole, in seconds or as a timedelta; None is the same as left out."""
+
+    input: Any
+    timeout: float | dt.timedelta | None
+    idempotency_key: str | None
+    meta: Mapping[str, Any] | None
+    description: str | None
+
+
+WorkflowRef: TypeAlias = str | Workflow
+"""A workflow's id, or a Workflow that was given before."""
+
+
+def start(name: str, steps: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, repeats: int) -> Flow[Workflow]:
+    wanted = {key: _plain(value) for key, value in options.items() if value is not None}
+    if repeats > 0:
+        wanted.setdefault("idempotency_key", uuid7())
+    body = msgspec.json.encode({"name": name, "steps": steps, **wanted})
+    answer = yield from repeated(Ask(method="POST", path=PATH, body=body), repeats)
+    return answers.decoded(answer, Workflow)
+
+
+def _plain(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, dt.timedelta) else value
+
+
+def get(workflow: WorkflowRef, wait_s: float = 0) -> Flow[Workflow]:
+    params = {"wait": round(wait_s, 3)} if wait_s > 0 else {}
+    return one(Workflow, path_of(workflow), params=params, slow_s=wait_s)
+
+
+def wait(workflow: WorkflowRef, timeout_s: float | None) -> Flow[Workflow]:
+    return until_ended(lambda wait_s: get(workflow, wait_s), timeout_s, WorkflowNotEnded)
+
+
+def page(*, name: str | None, status: str | None, limit: int, cursor: str | None) -> Flow[WorkflowPage]:
+    return one(WorkflowPage, PATH, params={"name": name, "status": status, "limit": limit, "cursor": cursor})
+
+
+def all_pages(*, name: str | None, status: str | None, limit: int | None) -> Items[Workflow]:
+    cursor, left = None, limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        found = yield from page(name=name, status=status, limit=size, cursor=cursor)
+        for workflow in found.items:
+            yield Give(workflow)
+        cursor = found.next_cursor
+        if cursor is None:
+            return
+        left = None if left is None else left - len(found.items)
+
+
+def verb(name: str, workflow: WorkflowRef) -> Flow[Workflow]:
+    return one(Workflow, path_of(workflow, f"/{name}"), "POST")
+
+
+def rerun(workflow: WorkflowRef, from_step: str | None, changed: Mapping[str, Any]) -> Flow[Workflow]:
+    wanted = {**({} if from_step is None else {"from": from_step}), **changed}
+    return one(Workflow, path_of(workflow, "/rerun"), "POST", body=msgspec.json.encode(wanted))
+
+
+def delete(workflow: WorkflowRef) -> Flow[None]:
+    yield from send(Ask(method="DELETE", path=path_of(workflow)))
+
+
+def events(workflow: WorkflowRef) -> Items[Workflow]:
+    return stream(path_of(workflow, "/events"), {}, {}, _event)
+
+
+def _event(event: ServerSentEvent, answer: httpx.Response) -> Workflow:
+    return answers.decoded_text(event.data, Workflow, answer)
+
+
+def path_of(workflow: WorkflowRef, rest: str = "") -> str:
+    return named(PATH, workflow if isinstance(workflow, str) else workflow.id, rest)

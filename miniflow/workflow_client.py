@@ -1,0 +1,145 @@
+"""``client.workflows``: workflows from Python, for both clients; what they ask is in ``workflow_calls.py``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+from miniflow import workflow_calls as calls
+from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
+from miniflow.workflow_answers import Workflow, WorkflowPage
+from miniflow.workflow_calls import WorkflowOptions, WorkflowRef
+
+Steps = Sequence[Mapping[str, Any]]
+SAME = object()
+"""The input of the run before."""
+
+
+class Workflows:
+    """The workflows of a server. Wherever one is meant, its id or a Workflow will do."""
+
+    def __init__(self, run: CarryOut, iterate: Iterate, repeats: int) -> None:
+        self._run, self._iterate, self._repeats = run, iterate, repeats
+
+    def start(
+        self, name: str, steps: Steps, *, repeats: int | None = None, **options: Unpack[WorkflowOptions]
+    ) -> Workflow:
+        """Start a workflow; when this returns, all of it is on the server's disk.
+
+        A step is ``{"name": …, "task": …, "payload": …}`` with ``needs``, ``when`` and options of a job. Without ``needs`` they
+        run one after the other. A payload may refer to the input and to steps before it: ``"${input.day}"``, ``"${steps.load}"``.
+        It is repeated as a submit is.
+        """
+        tries = self._repeats if repeats is None else repeats
+        return self._run(calls.start(name, steps, options, repeats=tries))
+
+    def get(self, workflow: WorkflowRef) -> Workflow:
+        """The workflow as it is now, with its steps. NotFound if there is none."""
+        return self._run(calls.get(workflow))
+
+    def wait(self, workflow: WorkflowRef, timeout: float | None = None) -> Workflow:
+        """The workflow when it has ended, well or not. WorkflowNotEnded (a TimeoutError) after ``timeout`` seconds."""
+        return self._run(calls.wait(workflow, timeout))
+
+    def list(
+        self, *, name: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> Iterator[Workflow]:
+        """Workflows, newest first, without their steps; each page is asked for when it is needed."""
+        return self._iterate(calls.all_pages(name=name, status=status, limit=limit))
+
+    def page(
+        self, *, name: str | None = None, status: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> WorkflowPage:
+        """A page of them."""
+        return self._run(calls.page(name=name, status=status, limit=limit, cursor=cursor))
+
+    def cancel(self, workflow: WorkflowRef) -> Workflow:
+        """Cancel it. While a step runs, which is asked to stop, it is ``running`` still. Refused if it has ended otherwise."""
+        return self._run(calls.verb("cancel", workflow))
+
+    def retry(self, workflow: WorkflowRef) -> Workflow:
+        """Run one on that has failed or was cancelled, from the steps that did not end well."""
+        return self._run(calls.verb("retry", workflow))
+
+    def pause(self, workflow: WorkflowRef) -> Workflow:
+        """Begin no further step; what is queued or runs goes on."""
+        return self._run(calls.verb("pause", workflow))
+
+    def resume(self, workflow: WorkflowRef) -> Workflow:
+        """Go on with one that is paused."""
+        return self._run(calls.verb("resume", workflow))
+
+    def rerun(self, workflow: WorkflowRef, from_step: str | None = None, *, input: Any = SAME) -> Workflow:
+        """A new run of the same steps: of all, or of ``from_step`` and those that need it; what the others returned is taken
+        over. With the input of the run before, or another."""
+        return self._run(calls.rerun(workflow, from_step, {} if input is SAME else {"input": input}))
+
+    def delete(self, workflow: WorkflowRef) -> None:
+        """Delete one that has ended, with its jobs."""
+        self._run(calls.delete(workflow))
+
+    def events(self, workflow: WorkflowRef) -> Iterator[Workflow]:
+        """The workflow as it is, and after each change of it or of one of its steps, until it has ended."""
+        return self._iterate(calls.events(workflow))
+
+
+class AsyncWorkflows:
+    """``Workflows`` with ``await`` and ``async for``."""
+
+    def __init__(self, run: AsyncCarryOut, iterate: AsyncIterate, repeats: int) -> None:
+        self._run, self._iterate, self._repeats = run, iterate, repeats
+
+    async def start(
+        self, name: str, steps: Steps, *, repeats: int | None = None, **options: Unpack[WorkflowOptions]
+    ) -> Workflow:
+        """See ``Workflows.start``."""
+        tries = self._repeats if repeats is None else repeats
+        return await self._run(calls.start(name, steps, options, repeats=tries))
+
+    async def get(self, workflow: WorkflowRef) -> Workflow:
+        """See ``Workflows.get``."""
+        return await self._run(calls.get(workflow))
+
+    async def wait(self, workflow: WorkflowRef, timeout: float | None = None) -> Workflow:
+        """See ``Workflows.wait``."""
+        return await self._run(calls.wait(workflow, timeout))
+
+    def list(
+        self, *, name: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[Workflow, None]:
+        """See ``Workflows.list``."""
+        return self._iterate(calls.all_pages(name=name, status=status, limit=limit))
+
+    async def page(
+        self, *, name: str | None = None, status: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> WorkflowPage:
+        """See ``Workflows.page``."""
+        return await self._run(calls.page(name=name, status=status, limit=limit, cursor=cursor))
+
+    async def cancel(self, workflow: WorkflowRef) -> Workflow:
+        """See ``Workflows.cancel``."""
+        return await self._run(calls.verb("cancel", workflow))
+
+    async def retry(self, workflow: WorkflowRef) -> Workflow:
+        """See ``Workflows.retry``."""
+        return await self._run(calls.verb("retry", workflow))
+
+    async def pause(self, workflow: WorkflowRef) -> Workflow:
+        """See ``Workflows.pause``."""
+        return await self._run(calls.verb("pause", workflow))
+
+    async def resume(self, workflow: WorkflowRef) -> Workflow:
+        """See ``Workflows.resume``."""
+        return await self._run(calls.verb("resume", workflow))
+
+    async def rerun(self, workflow: WorkflowRef, from_step: str | None = None, *, input: Any = SAME) -> Workflow:
+        """See ``Workflows.rerun``."""
+        return await self._run(calls.rerun(workflow, from_step, {} if input is SAME else {"input": input}))
+
+    async def delete(self, workflow: WorkflowRef) -> None:
+        """See ``Workflows.delete``."""
+        await self._run(calls.delete(workflow))
+
+    def events(self, workflow: WorkflowRef) -> AsyncGenerator[Workflow, None]:
+        """See ``Workflows.events``."""
+        return self._iterate(calls.events(workflow))

@@ -1,0 +1,230 @@
+"""What can be asked about workflows, and the shape of the answers. Reads only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from miniflow import workflow_statements as sql
+from miniflow.clock import rfc3339
+from miniflow.errors import InvalidRequest, NotFound
+from miniflow.readers import Readers
+from miniflow.states import State
+from miniflow.workflow_intake import Definition, NewWorkflow, decode_definition, names_of
+from miniflow.workflows import RUNNING, STATES, WORKFLOWS
+from miniflow.writer import Writer
+
+BEYOND = 1 << 62
+_decode = msgspec.json.Decoder().decode
+
+
+class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A step, and the job that it is. ``status`` is that of the job, or ``skipped`` (its condition did not hold), or ``reused``
+    (a rerun took over its output). Payload and output are left out where they are over 64 KiB; the job has them."""
+
+    name: str
+    index: int
+    job_id: str | None = None
+    task: str
+    type: str
+    status: str
+    needs: list[str] | None = None
+    when: str | None = None
+    queue: str | None = None
+    attempt: int = 0
+    max_retries: int | None = None
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    progress: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+
+
+class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``."""
+
+    id: str
+    name: str
+    status: str
+    current_step: int
+    total_steps: int
+    paused: bool = False
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: str | None = None
+    steps: list[WorkflowStep] | None = None
+    timeout: float | None = None
+    deadline_at: str | None = None
+    idempotency_key: str | None = None
+    request_id: str | None = None
+    rerun_of: str | None = None
+    description: str | None = None
+    meta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    created_at: str
+    updated_at: str
+    completed_at: str | None = None
+    cancel_requested_at: str | None = None
+    change: int | None = None
+
+
+class WorkflowPage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A page of workflows, newest first. ``next_cursor`` is left out where it is the last."""
+
+    items: list[Workflow]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+class WorkflowQueries:
+    def __init__(self, readers: Readers, writer: Writer) -> None:
+        self._readers, self._writer = readers, writer
+
+    def workflow(self, workflow_id: str) -> Workflow:
+        """With its steps. NotFound if there is none."""
+        rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
+        if not rows:
+            raise NotFound("workflow", workflow_id)
+        *row, definition = rows[0]
+        found = _workflow_of_row(tuple(row))
+        jobs = self._readers.point(sql.STEPS_OF_WORKFLOW, row[0])
+        found.steps = _steps(decode_definition(definition), jobs, _decode(row[8]) if row[8] else {})
+        found.change = max([row[-1], *(job[-1] for job in jobs)])
+        return found
+
+    def change(self, workflow_id: str) -> tuple[int, bool] | None:
+        """The number of its last change, and whether it has ended; None if there is none."""
+        rows = self._readers.point(sql.CHANGE_OF_WORKFLOW, workflow_id)
+        return (rows[0][1], rows[0][0] != RUNNING) if rows else None
+
+    def definition(self, workflow_id: str) -> tuple[Workflow, Definition, dict[str, Any]]:
+        """What a rerun needs: the run without its steps, how it was defined, and the outputs of the steps that are done."""
+        rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
+        if not rows:
+            raise NotFound("workflow", workflow_id)
+        *row, definition = rows[0]
+        outputs = _decode(row[8]) if row[8] else {}
+        for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
+            outputs[name] = None if result is None else _decode(result)
+        return _workflow_of_row(tuple(row)), decode_definition(definition), outputs
+
+    async def page(self, *, name: str | None, status: str | None, limit: int, cursor: str | None) -> WorkflowPage:
+        """InvalidRequest for a status or a cursor that is none."""
+        if status is not None and status not in STATES:
+            raise InvalidRequest("status", f"{status!r} is none of {', '.join(STATES)}")
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+            raise InvalidRequest("cursor", "is none that a page had")
+        below = BEYOND if cursor is None else int(cursor)
+        which = [one for one in (name, status) if one is not None]
+        statement = {
+            (False, False): sql.LIST_WORKFLOWS,
+            (False, True): sql.LIST_WORKFLOWS_OF_STATE,
+            (True, False): sql.LIST_WORKFLOWS_OF_NAME,
+            (True, True): sql.LIST_WORKFLOWS_OF_NAME_AND_STATE,
+        }[name is not None, status is not None]
+        rows = await self._readers.fetch(statement, below, limit + 1, *which)
+        more = str(rows[limit - 1][0]) if len(rows) > limit else None
+        counted = self._writer.counters.get(WORKFLOWS, {})
+        total = None if name is not None else counted.get(status, 0) if status is not None else sum(counted.values())
+        return WorkflowPage(items=[_workflow_of_row(row) for row in rows[:limit]], next_cursor=more, total=total)
+
+
+def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
+    (
+        _number, workflow_id, name, state, total, _open, done, given, _kept, error, timeout_ms, deadline_at, created_at,
+        updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, changed,
+    ) = row  # fmt: skip
+    return Workflow(
+        id=workflow_id,
+        name=name,
+        status=state,
+        current_step=done,
+        total_steps=total,
+        paused=paused_at is not None,
+        input=msgspec.UNSET if given == "null" else msgspec.Raw(given.encode()),
+        error=error,
+        timeout=None if timeout_ms is None else timeout_ms / 1000,
+        deadline_at=rfc3339(deadline_at) if state == RUNNING else None,
+        idempotency_key=key,
+        request_id=request_id,
+        rerun_of=rerun_of,
+        description=description,
+        meta=_raw(meta),
+        created_at=rfc3339(created_at) or "",
+        updated_at=rfc3339(updated_at) or "",
+        completed_at=rfc3339(completed_at),
+        cancel_requested_at=rfc3339(cancel_at),
+        change=changed,
+    )
+
+
+def workflow_of_new(new: NewWorkflow, now_ms: int) -> Workflow:
+    """The shape of one that was just accepted, without reading it back."""
+    now = rfc3339(now_ms) or ""
+    given = new.row[4]
+    return Workflow(
+        id=new.id,
+        name=new.name,
+        status=RUNNING,
+        current_step=new.row[13],
+        total_steps=new.row[2],
+        input=msgspec.UNSET if given == "null" else msgspec.Raw(given.encode()),
+        timeout=None if new.timeout_ms is None else new.timeout_ms / 1000,
+        idempotency_key=new.key,
+        request_id=new.row[9],
+        rerun_of=new.row[10],
+        description=new.row[11],
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> list[WorkflowStep]:
+    """All steps in the order of the definition."""
+    names = names_of(definition.steps)
+    by_idx: dict[int, list[Any]] = {}
+    for job in jobs:
+        by_idx.setdefault(job[0], []).append(job)
+    found = []
+    for idx, (name, step) in enumerate(zip(names, definition.steps, strict=True)):
+        task = step.task or step.type or ""
+        if name in kept:
+            output = msgspec.Raw(msgspec.json.encode(kept[name]))
+            found.append(
+                WorkflowStep(
+                    name=name, index=idx, task=task, type=task, status="reused", needs=step.needs, output=output
+                )
+            )
+            continue
+        found += [_step(job, step.needs, step.when) for job in by_idx.get(idx, [])]
+    return found
+
+
+def _step(row: tuple[Any, ...], needs: list[str] | None, when: str | None) -> WorkflowStep:
+    (
+        idx, name, skipped, job_id, task, queue, state, attempt, max_retries, started_at, completed_at, last_error, progress,
+        payload, result, _changed,
+    ) = row  # fmt: skip
+    return WorkflowStep(
+        name=name,
+        index=idx,
+        job_id=job_id,
+        task=task,
+        type=task,
+        status="skipped" if skipped and state == State.CANCELLED else state,
+        needs=needs,
+        when=when,
+        queue=queue,
+        attempt=attempt,
+        max_retries=max_retries,
+        payload=_raw(payload),
+        output=_raw(result) if result is not None or state != State.COMPLETED else msgspec.Raw(b"null"),
+        progress=_raw(progress),
+        error=last_error if state != State.COMPLETED else None,
+        started_at=rfc3339(started_at),
+        completed_at=rfc3339(completed_at),
+    )
+
+
+def _raw(text: str | None) -> msgspec.Raw | msgspec.UnsetType:
+    return msgspec.UNSET if text is None else msgspec.Raw(text.encode())

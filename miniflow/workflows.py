@@ -1,0 +1,318 @@
+"""Workflows: steps that follow one another, each of them a job.
+
+All steps are in the table from the start, ``pending`` but for those that need nothing, with edges between them: what makes the
+next step ready is what makes any job ready that waits for others (``dependencies``). What is added here is what a workflow has
+and a job has not. When the turn of a step comes, the outputs that its payload refers to are filled in and its condition is
+looked at (``prepare``): a step whose condition does not hold is skipped, which is as good as done for those that need it. When
+steps have ended they are counted in the row of their workflow, and with the last one it has ended too (``settle``): completed if
+all ended well, else failed (or cancelled, if somebody asked for that), with the first step that did not.
+
+All of it is in the transaction that ends the step, so a workflow is never between two steps. While no workflow runs it costs a
+look at a counter.
+
+A paused workflow makes no further step ready; what is queued or runs goes on. Retry lets dead steps run again and those that were
+cancelled wait again. A rerun is a new workflow, which takes over the outputs of the steps before the one that it begins with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from miniflow import references
+from miniflow import statements as job_sql
+from miniflow import workflow_statements as sql
+from miniflow.cancelling import cancel_rows
+from miniflow.clock import Clock
+from miniflow.errors import IdempotencyConflict, NotFound, ShuttingDown, TransitionRefused
+from miniflow.model import Accepted
+from miniflow.operations import Operation
+from miniflow.references import BadReference, Known
+from miniflow.states import State
+from miniflow.workflow_intake import NewWorkflow
+from miniflow.writer import Transaction, Writer, json_text
+
+if TYPE_CHECKING:
+    from miniflow.jobs import Jobs
+
+WORKFLOWS = "workflows"
+"""The counter of workflows by state."""
+RUNNING, COMPLETED, FAILED, CANCELLED = STATES = ("running", "completed", "failed", "cancelled")
+STEP_FAILED = "step %s is %s%s"
+OVERDUE_MAX = 100  # in one transaction
+
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_ended = msgspec.json.Decoder(list[tuple[str, str]]).decode
+_decode = msgspec.json.Decoder().decode
+
+
+class Workflows:
+    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, *, max_payload_bytes: int) -> None:
+        self._jobs, self._writer, self._clock, self._max_payload_bytes = jobs, writer, clock, max_payload_bytes
+        self._ended: list[int] = []  # rows that end in the transaction under way
+        self._next_deadline_ms = math.inf
+        writer.handle("workflow", self._insert)
+
+    def __repr__(self) -> str:
+        return f"<Workflows [{self._writer.counter(WORKFLOWS, RUNNING)} running]>"
+
+    # ---------------------------------------------------------------------------------------------------------- coming in
+
+    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
+        """Each operation has a NewWorkflow and gets an Accepted."""
+        if not self._jobs.accepting:
+            for op in ops:
+                op.error = ShuttingDown()
+            return
+        keys = [op.argument.key for op in ops if op.argument.key is not None]
+        in_use = (
+            {key: (one, mark) for key, one, mark in tx.run(sql.WORKFLOW_KEYS_IN_USE, json_text(keys))} if keys else {}
+        )
+        waiting = self._jobs.submitting.waiting()
+        fresh: list[NewWorkflow] = []
+        for op in ops:
+            new: NewWorkflow = op.argument
+            first = in_use.get(new.key) if new.key is not None else None
+            if first is not None:
+                if first[1] == new.fingerprint:
+                    op.value = Accepted(first[0], True)
+                else:
+                    op.error = IdempotencyConflict(new.key or "", first[0], "workflow")
+                continue
+            op.error = self._jobs.submitting.refusal(tx, new.jobs, waiting)
+            if op.error is not None:
+                continue
+            op.value = Accepted(new.id, False)
+            if new.key is not None:
+                in_use[new.key] = (new.id, new.fingerprint)
+            fresh.append(new)
+            waiting += len(new.jobs)
+        if fresh:
+            self.add(tx, fresh)
+
+    def add(self, tx: Transaction, fresh: list[NewWorkflow]) -> None:
+        """Insert workflows that nothing speaks against: their keys, and the limits of their jobs, have been looked at."""
+        tx.run(sql.INSERT_WORKFLOWS, json_text([new.row for new in fresh]), tx.now_ms, tx.number)
+        tx.count(WORKFLOWS, RUNNING, len(fresh))
+        self._jobs.submitting.add(tx, [job for new in fresh for job in new.jobs])
+        tx.run(sql.INSERT_STEPS, json_text([step for new in fresh for step in new.steps]))
+        dependent = [
+            (job, accepted)
+            for new in fresh
+            for accepted in [[Accepted(job.id, False) for job in new.jobs]]
+            for job in new.jobs
+            if job.waits is not None
+        ]
+        if dependent:
+            self._jobs.dependencies.insert(tx, dependent)
+        loose = [job_id for new in fresh for job_id in new.loose]
+        if loose:
+            self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.SEQS_BY_ID, json_text(loose))[0][0]))
+        for new in fresh:
+            if new.timeout_ms is not None:
+                self._next_deadline_ms = min(self._next_deadline_ms, tx.now_ms + new.timeout_ms)
+
+    # ---------------------------------------------------------------------------------------------------------- advancing
+
+    def active(self, tx: Transaction) -> bool:
+        """Whether there is a workflow that has not ended."""
+        return self._writer.counter(WORKFLOWS, RUNNING) + tx.deltas.get((WORKFLOWS, RUNNING), 0) > 0
+
+    def ended(self, tx: Transaction, seqs: Iterable[int]) -> None:
+        """These rows end in this transaction; those that are steps are counted at its end."""
+        if not self.active(tx):
+            return
+        if not self._ended:
+            tx.on_rollback(self._ended.clear)
+        self._ended += seqs
+
+    def settle(self, tx: Transaction) -> None:
+        """Count the steps that have ended; a workflow whose last one that was, has ended too."""
+        if not self._ended:
+            return
+        seqs = json_text(self._ended)
+        self._ended.clear()
+        if not tx.change(sql.COUNT_ENDED_STEPS, seqs, tx.now_ms, tx.number):
+            return
+        n = tx.change(sql.END_IF_NOTHING_IS_OPEN, seqs, tx.now_ms, tx.number, STEP_FAILED)
+        if not n:
+            return
+        tx.count(WORKFLOWS, RUNNING, -n)
+        ended = _decode_ended(tx.run(sql.ENDED_BY, seqs, tx.number)[0][0])
+        for _, state in ended:
+            tx.count(WORKFLOWS, state)
+        self._jobs.publish(tx, lambda: [one for one, _ in ended])
+
+    def prepare(self, tx: Transaction, seqs: list[int]) -> dict[int, str]:
+        """The turn of these steps has come: fill in what they refer to. Those that are not to run, with the reason."""
+        payloads: list[tuple[int, str]] = []
+        skipped: list[int] = []
+        reasons: dict[int, str] = {}
+        for seq, name, template, condition, one, workflow, given, kept, outputs in tx.run(
+            sql.TO_PREPARE, json_text(seqs)
+        ):
+            steps = {**(_decode(kept) if kept else {}), **_decode(outputs)}
+            known = Known(_decode(given), {"id": one, "name": workflow}, steps)
+            try:
+                if condition is not None and not references.holds(references.parse_condition(condition), known):
+                    skipped.append(seq)
+                    reasons[seq] = f"skipped: {condition} does not hold"
+                elif template is not None:
+                    payload = json_text(references.fill(_decode(template), known))
+                    if len(payload.encode()) > self._max_payload_bytes:
+                        raise BadReference(
+                            f"the payload would be over the limit max_payload_bytes = {self._max_payload_bytes:,}"
+                        )
+                    payloads.append((seq, payload))
+            except BadReference as exc:
+                reasons[seq] = f"step {name} cannot begin: {exc}"
+        if payloads:
+            tx.run(sql.SET_PAYLOAD_IF_PENDING, json_text(payloads))
+        if skipped:
+            tx.run(sql.MARK_SKIPPED, json_text(skipped))
+        return reasons
+
+    # ------------------------------------------------------------------------------------------------------------- verbs
+
+    def cancel(self, workflow_id: str) -> Callable[[Transaction], str]:
+        """Its steps are cancelled: those that wait at once, those that run when they have stopped, and with the last of them the
+        workflow. TransitionRefused if it has ended otherwise. Returns the state it is in then."""
+
+        def verb(tx: Transaction) -> str:
+            number, state, _ = self._find(tx, workflow_id)
+            if state == CANCELLED:
+                return state
+            if state != RUNNING:
+                raise TransitionRefused(workflow_id, "cancel", state, kind="workflow")
+            self._stop(tx, number, None)
+            self._jobs.dependencies.settle(tx)
+            self.settle(tx)
+            return str(tx.run(sql.WORKFLOW_STATE, workflow_id)[0][1])
+
+        return verb
+
+    def _stop(self, tx: Transaction, number: int, error: str | None) -> None:
+        if error is None:
+            tx.run(sql.REQUEST_CANCEL, number, tx.now_ms, tx.number)
+        else:
+            tx.run(sql.REQUEST_CANCEL_BECAUSE, number, tx.now_ms, tx.number, error)
+        cancel_rows(self._jobs, tx, _decode_seqs(tx.run(sql.OPEN_STEPS, number)[0][0]))
+
+    def retry(self, workflow_id: str) -> Callable[[Transaction], str]:
+        """Run it on from where it failed: dead steps run again, cancelled ones wait again for those they need."""
+
+        def verb(tx: Transaction) -> str:
+            number, state, _ = self._find(tx, workflow_id)
+            if state not in (FAILED, CANCELLED):
+                remedy = "rerun it" if state == COMPLETED else "it has not failed yet"
+                raise TransitionRefused(workflow_id, "retry", state, remedy, kind="workflow")
+            rows = tx.run(sql.FAILED_STEPS, number)
+            lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
+            seqs = json_text([seq for seq, _ in lost])
+            tx.run(sql.REVIVE_STEPS, seqs, tx.now_ms, tx.number)
+            for _, queue in lost:
+                tx.count(State.CANCELLED, queue, -1)
+                tx.count(State.PENDING, queue)
+            self._jobs.replay(tx, [seq for seq, of, _ in rows if of == State.DEAD_LETTER])
+            self.recount(tx, [seq for seq, *_ in rows])
+            self._jobs.dependencies.wait_again(tx, [seq for seq, _ in lost])
+            return RUNNING
+
+        return verb
+
+    def pause(self, workflow_id: str) -> Callable[[Transaction], None]:
+        """No further step becomes ready; what is queued or runs goes on."""
+
+        def verb(tx: Transaction) -> None:
+            number, state, paused_at = self._find(tx, workflow_id)
+            if state != RUNNING:
+                raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
+            if paused_at is None:
+                tx.run(sql.PAUSE, number, tx.now_ms, tx.number)
+
+        return verb
+
+    def resume(self, workflow_id: str) -> Callable[[Transaction], None]:
+        """Steps whose turn came meanwhile become ready."""
+
+        def verb(tx: Transaction) -> None:
+            number, state, paused_at = self._find(tx, workflow_id)
+            if state != RUNNING:
+                raise TransitionRefused(workflow_id, "resume", state, kind="workflow")
+            if paused_at is not None:
+                tx.run(sql.RESUME, number, tx.now_ms, tx.number)
+                self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.PENDING_STEPS, number)[0][0]))
+
+        return verb
+
+    def delete(self, workflow_id: str) -> Callable[[Transaction], None]:
+        """Forget one that has ended, with its jobs. TransitionRefused for one that has not, or that another job depends on."""
+
+        def verb(tx: Transaction) -> None:
+            number, state, _ = self._find(tx, workflow_id)
+            if state == RUNNING:
+                raise TransitionRefused(workflow_id, "delete", state, "cancel it first", kind="workflow")
+            seqs = tx.run(sql.ALL_STEPS, number)[0][0]
+            counted = tx.run(job_sql.COUNT_ENDED, seqs)
+            if sum(n for *_, n in counted) < len(_decode_seqs(seqs)):
+                raise TransitionRefused(workflow_id, "delete", state, "another job depends on a step of it", "workflow")
+            for of, queue, n in counted:
+                tx.count(of, queue, -n)
+            tx.change(job_sql.DELETE_IF_ENDED, seqs)
+            tx.run(sql.DELETE_WORKFLOW, number)
+            tx.count(WORKFLOWS, state, -1)
+
+        return verb
+
+    def recount(self, tx: Transaction, seqs: list[int]) -> None:
+        """These rows had ended and run again: their workflows run again too."""
+        known = self._writer.counters.get(WORKFLOWS)
+        if not seqs or not known or not any(known.values()):
+            return
+        self.settle(tx)
+        rows = tx.run(sql.WORKFLOWS_OF, json_text(seqs))
+        if not rows:
+            return
+        tx.run(sql.RECOUNT, json_text([number for number, _ in rows]), tx.now_ms, tx.number)
+        for _, state in rows:
+            tx.count(WORKFLOWS, state, -1)
+            tx.count(WORKFLOWS, RUNNING)
+        self._next_deadline_ms = 0  # one may have a new one
+
+    @staticmethod
+    def _find(tx: Transaction, workflow_id: str) -> tuple[int, str, int | None]:
+        """(number, state, paused_at). NotFound if there is none."""
+        rows = tx.run(sql.WORKFLOW_STATE, workflow_id)
+        if not rows:
+            raise NotFound("workflow", workflow_id)
+        number, state, _, paused_at = rows[0]
+        return number, state, paused_at
+
+    # ---------------------------------------------------------------------------------------------------------- deadlines
+
+    def due_in_s(self) -> float:
+        return (self._next_deadline_ms - self._clock.now_ms()) / 1000
+
+    def load(self, tx: Transaction, ended: list[int]) -> None:
+        """At start; ``ended`` are the rows that a dead process left running, and that have ended with it."""
+        self.ended(tx, ended)
+        self.settle(tx)
+        self.look(tx)
+
+    def look(self, tx: Transaction) -> None:
+        """Read from the file when the next one is over."""
+        next_ms = tx.run(sql.NEXT_DEADLINE)[0][0]
+        self._next_deadline_ms = math.inf if next_ms is None else next_ms
+
+    def stop_overdue(self, tx: Transaction) -> None:
+        """Those whose time is over have failed; what is left of them is cancelled."""
+        if self._next_deadline_ms > tx.now_ms:
+            return
+        tx.on_rollback(lambda: setattr(self, "_next_deadline_ms", 0))
+        for number, timeout_ms in tx.run(sql.OVERDUE, tx.now_ms, OVERDUE_MAX):
+            self._stop(tx, number, f"it took longer than its timeout of {timeout_ms / 1000:g} s")
+            tx.run(sql.FORGET_DEADLINE, number)
+        self.look(tx)

@@ -1,0 +1,91 @@
+"""Workflows through ``kill -9``: three hundred that run while the process is killed again and again come to their right end."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api import everything_ended
+from tests.crash import journal
+from tests.invariants import all_ended, check_invariants, read
+from tests.servers import Server
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+
+WORKFLOWS = 300
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30")) // 3
+SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
+
+
+def steps_of(rng: random.Random, runs_file: Path) -> tuple[list[dict[str, Any]], str]:
+    """Steps, and how the workflow must end."""
+
+    def step(name: str, task: str = "plain", **fields: Any) -> dict[str, Any]:
+        ms: Any = rng.randrange(60)
+        return {"name": name, "task": task, "payload": {"journal": str(runs_file), "ms": ms}, **fields}
+
+    shape = rng.randrange(4)
+    if shape == 0:
+        return [step(f"s{n}") for n in range(4)], "completed"
+    if shape == 1:
+        middle = [step(f"m{n}", needs=["first"]) for n in range(3)]
+        last = step("last", needs=[one["name"] for one in middle])
+        last["payload"]["ms"] = "${steps.first}"
+        return [step("first", needs=[]), *middle, last], "completed"
+    if shape == 2:
+        return [step("first"), step("skipped", when="${steps.first} > 100"), step("flaky", "flaky")], "completed"
+    return [step("first"), step("bad", "hopeless"), step("never")], "failed"
+
+
+def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(SEED)
+    pause = threading.Event()  # never set: a wait that can be interrupted
+    runs_file = tmp_path / "journal"
+    wanted: dict[str, str] = {}
+    with Server(tmp_path, {"journal.py": journal.TASKS}, workers=4) as server:
+        with server.client() as http:
+            for n in range(WORKFLOWS):
+                steps, end = steps_of(rng, runs_file)
+                answer = http.post(
+                    "/api/v1/workflows", json={"name": "flow", "steps": steps, "idempotency_key": f"w{n}"}
+                )
+                assert answer.status_code == 201, answer.text
+                wanted[answer.json()["id"]] = end
+        for _ in range(ROUNDS):
+            pause.wait(rng.uniform(0.05, 0.5))
+            server.kill9()
+            check_invariants(server.db)
+            server.start()
+        with server.client() as http:
+            everything_ended(http, stalled_s=30)
+        assert server.terminate() == 0, server.output()
+
+    check_invariants(server.db, stopped=True)
+    all_ended(server.db)
+    with closing(read(server.db)) as connection:
+        ended = dict(connection.execute("SELECT id, state FROM workflows"))
+        crashes = dict(connection.execute(
+            "SELECT w.id, max(j.crashes) FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job "
+            "GROUP BY 1"
+        ))  # fmt: skip
+        twice = list(connection.execute("SELECT workflow, idx FROM steps GROUP BY 1, 2 HAVING count(*) > 1"))
+        empty = list(connection.execute(
+            "SELECT j.id FROM steps s JOIN jobs j ON j.seq = s.job WHERE j.state = 'completed' AND j.result IS NULL"
+        ))  # fmt: skip
+    with capsys.disabled():
+        print(
+            f"\nseed {SEED}: {WORKFLOWS} workflows, {ROUNDS} kills, {sum(map(bool, crashes.values()))} with a crash under them"
+        )
+    assert (twice, empty) == ([], [])
+    assert any(crashes.values()), "no kill came while a step ran"
+    for workflow, end in wanted.items():
+        if crashes[workflow] < 3:
+            assert ended[workflow] == end, workflow
