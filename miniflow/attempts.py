@@ -47,6 +47,14 @@ class Claimed(NamedTuple):
     ready_at: int  # when it became queued: what comes after is waiting for a worker
 
 
+def own_executor(options: str | None) -> str | None:
+    """The executor that a job was given, by its options; None for that of its task."""
+    if options is None or '"executor":' not in options:
+        return None
+    found = msgspec.json.decode(options).get("executor")
+    return found if isinstance(found, str) else None
+
+
 decode_claimed: Callable[[str], list[Claimed]] = msgspec.json.Decoder(list[Claimed]).decode
 
 

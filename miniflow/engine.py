@@ -283,7 +283,9 @@ class Engine:
     def _least_ahead(self) -> int:
         """Rows to have claimed whatever the rate: as many as there are slots that nobody counts at the claim."""
         executors = {spec.executor for spec in self.registry}
-        self.readahead.has_process_tasks = not executors.isdisjoint(("process", "command"))
+        self.readahead.has_process_tasks = self.readahead.process_jobs or not executors.isdisjoint(
+            ("process", "command")
+        )
         return max(
             self.async_lane.slots if "async" in executors else 0,
             self.lane.slots * 2 if self.readahead.has_process_tasks else 0,

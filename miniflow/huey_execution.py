@@ -16,7 +16,7 @@ from typing import Any
 from huey.exceptions import CancelExecution, TaskTimeout
 
 from miniflow import context, outcome
-from miniflow.attempts import Attempt, Claimed
+from miniflow.attempts import Attempt, Claimed, own_executor
 from miniflow.clock import Clock, from_ms
 from miniflow.errors import (
     BadResult,
@@ -152,7 +152,9 @@ class Execution:
             proven.add(attempt.claimed.task)
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        executor = self.spec.executor
+        executor: str = self.spec.executor
+        if executor in ("thread", "process"):
+            executor = own_executor(self.attempt.claimed.options) or executor
         if executor == "thread":
             return thread.run(self.attempt, call)
         if executor == "async":

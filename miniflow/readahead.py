@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from miniflow.attempts import Attempt, Claimed
+from miniflow.attempts import Attempt, Claimed, own_executor
 
 HELD_MAX = 4096
 """Rows claimed ahead in the worst case, when one lane is full and another is hungry."""
@@ -38,6 +38,7 @@ class ReadAhead:
         self._lanes: dict[str, list[tuple[int, int, int, int]]] = {lane: [] for lane in LANES}
         self._idle = dict.fromkeys(WAITED_FOR, 0)
         self.has_process_tasks = True  # False: that lane need not be filled
+        self.process_jobs = False  # a job had a process without its task saying so
         self.target_max = target_max
         self.target = target_max
         self.more = True  # the file may have ready rows that are not claimed
@@ -84,6 +85,10 @@ class ReadAhead:
         with self._lock:
             for row in rows:
                 lane = lanes.get(row.task) or lanes.setdefault(row.task, self._lane_of(row.task))
+                if row.options is not None and lane != "async" and (own := own_executor(row.options)) is not None:
+                    lane = own
+                    if own == "process":
+                        self.has_process_tasks = self.process_jobs = True
                 place = (row.queue, row.priority)
                 level = levels.get(place) or levels.setdefault(place, self.level(*place))
                 self._held[row.seq] = row

@@ -19,6 +19,7 @@ class WorkflowStep(Answer):
     job_id: str | None = None
     task: str = ""
     queue: str | None = None
+    executor: str | None = None
     needs: list[str] | None = None
     when: str | None = None
     attempt: int = 0

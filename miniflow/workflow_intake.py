@@ -1,63 +1,36 @@
 """From a workflow that somebody asks for to its rows: steps in an order in which they can run, references checked.
 
-Without ``needs`` the steps run one after the other. With it, on any of them, they are a graph: a step begins when all that it
-needs have ended well, and one that needs nothing begins at once. What can be filled in now is filled in now, and held against
+What can be filled in now is filled in now, and held against
 the signature of the task: all that refers to the input. What refers to other steps waits for them. Nothing here touches the
 database.
 """
 
 from __future__ import annotations
 
-import graphlib
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from miniflow import references
+from miniflow import limits, references
 from miniflow.errors import InvalidRequest
 from miniflow.ids import uuid7
-from miniflow.intake import EMPTY, Intake, Key, Seconds, Short, Submission
+from miniflow.intake import Intake, Submission
 from miniflow.model import NewJob, Waits
 from miniflow.references import BadReference, Known
-from miniflow.retry import RetryPolicy
+from miniflow.registry import TaskSpec
 from miniflow.states import State
-
-STEPS_MAX = 10_000
-Name = Annotated[str, msgspec.Meta(pattern=f"^{references.NAME}$")]
-NULL = msgspec.Raw(b"null")
-
-
-class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A step of a workflow: a job, and which steps it needs. Durations are seconds."""
-
-    name: Name | None = None
-    task: Short | None = None
-    type: Short | None = None
-    payload: msgspec.Raw = EMPTY
-    needs: list[str] | None = None
-    when: str | None = None
-    queue: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
-    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | Literal["low", "medium", "high"] | None = None
-    timeout: Seconds | None = None
-    max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
-    retry: RetryPolicy | Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | None = None
-    tags: list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]] | None = None
-    meta: dict[str, Any] | None = None
-    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
-
-
-class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A workflow to be run. ``timeout`` is for the whole, in seconds; ``input`` is what its steps can refer to."""
-
-    name: Short
-    steps: Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
-    input: msgspec.Raw = NULL
-    timeout: Seconds | None = None
-    idempotency_key: Key | None = None
-    meta: dict[str, Any] | None = None
-    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+from miniflow.workflow_graph import (
+    Before,
+    Definition,
+    Work,
+    WorkflowSubmission,
+    before_of,
+    names_of,
+    needs_of,
+    order_of,
+)
 
 
 class NewWorkflow(NamedTuple):
@@ -76,15 +49,6 @@ class NewWorkflow(NamedTuple):
     fingerprint: str | None = None
 
 
-class Definition(msgspec.Struct, omit_defaults=True):
-    """What is kept of a submission, to run it again."""
-
-    steps: list[Step]
-    timeout: float | None = None
-
-
-decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode
-decode_definition = msgspec.json.Decoder(Definition).decode
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -109,10 +73,10 @@ class WorkflowIntake:
         """
         new_id, kept = uuid7(), kept or {}
         names = names_of(s.steps)
-        needs = _needs(s.steps, names)
-        order = _order(names, needs)
+        needs = needs_of(s.steps, names)
+        order = order_of(names, needs)
         known = Known(_decode(s.input), {"id": new_id, "name": s.name}, kept)
-        before = _before(names, needs, order)
+        before = before_of(names, needs, order)
         made = [self._step(s, n, before, known, request_id) for n in order if names[n] not in kept]
         places = {step.idx: place for place, step in enumerate(made)}
         jobs, rows, loose = [], [], []
@@ -150,7 +114,7 @@ class WorkflowIntake:
         self,
         s: WorkflowSubmission,
         n: int,
-        before: _Before,
+        before: Before,
         known: Known,
         request_id: str | None,
     ) -> _Made:
@@ -169,12 +133,37 @@ class WorkflowIntake:
         if step.when is not None:
             wanted |= _steps_of_condition(step.when, f"{where}when") - kept.keys()
         refs = sorted(before.place(name, n, where) for name in wanted)
-        asked = Submission(
-            task=step.task, type=step.type, payload=payload, queue=step.queue, priority=step.priority, timeout=step.timeout,
-            max_retries=step.max_retries, retry=step.retry, tags=step.tags, meta=step.meta, description=step.description,
-        )  # fmt: skip
-        job = self._intake.job(asked, request_id=request_id, where=where, checked=template is None)
+        job = self._job(step, payload, request_id, where, checked=template is None)
         return _Made(n, job, template, step.when, _json(refs))
+
+    def _job(self, work: Work, payload: msgspec.Raw, request_id: str | None, where: str, *, checked: bool) -> NewJob:
+        asked = Submission(
+            task=work.task, type=work.type, payload=payload, queue=work.queue, priority=work.priority, timeout=work.timeout,
+            max_retries=work.max_retries, retry=work.retry, tags=work.tags, meta=work.meta, description=work.description,
+        )  # fmt: skip
+        own = None
+        if work.executor is not None:
+            spec = self._intake.registry.find(work.task or work.type or "")
+            if spec is not None:  # else it is refused for that
+                _check_executor(spec, work.executor, f"{where}executor")
+            own = {"executor": work.executor}
+        return self._intake.job(asked, request_id=request_id, where=where, checked=checked, own=own)
+
+
+def _check_executor(spec: TaskSpec, wanted: str, field: str) -> None:
+    """InvalidRequest, if the task cannot be run so."""
+    if spec.executor == "command":
+        raise InvalidRequest(
+            field, f"cannot be {wanted}: {spec.name} is a command, and runs as a process of its own anyway"
+        )
+    if spec.executor == "async":
+        raise InvalidRequest(field, f"cannot be {wanted}: {spec.name} is an async def, which runs on the event loop")
+    if wanted == "process" and not spec.native:
+        raise InvalidRequest(field, f"cannot be process: {spec.name} is a task of huey's, which runs in a thread")
+    try:
+        limits.check(spec.limits, wanted, f"the task {spec.name}")
+    except ValueError as exc:
+        raise InvalidRequest(field, f"cannot be {wanted}: {exc}") from None
 
 
 class _Made(NamedTuple):
@@ -183,95 +172,6 @@ class _Made(NamedTuple):
     template: str | None
     condition: str | None
     refs: str | None
-
-
-def names_of(steps: list[Step]) -> list[str]:
-    """The name of each; a step without one goes by its task, if no other does."""
-    names = [step.name or step.task or step.type or f"step-{n}" for n, step in enumerate(steps)]
-    seen: dict[str, int] = {}
-    for n, name in enumerate(names):
-        if name in seen:
-            raise InvalidRequest(
-                f"steps[{n}].name", f"{name!r} is the name of steps[{seen[name]}] already; each has its own"
-            )
-        seen[name] = n
-    return names
-
-
-def _needs(steps: list[Step], names: list[str]) -> list[list[int]]:
-    """The places of the steps that each needs."""
-    if all(step.needs is None for step in steps):
-        return [[n - 1] if n else [] for n in range(len(steps))]
-    places = {name: n for n, name in enumerate(names)}
-    needs = []
-    for n, step in enumerate(steps):
-        for place, name in enumerate(step.needs or ()):
-            if name not in places:
-                raise InvalidRequest(f"steps[{n}].needs[{place}]", f"there is no step {name!r}")
-        needs.append(sorted({places[name] for name in step.needs or ()}))
-    return needs
-
-
-def _order(names: list[str], needs: list[list[int]]) -> list[int]:
-    """The places of the steps, each after those that it needs."""
-    if all(need < n for n, some in enumerate(needs) for need in some):
-        return list(range(len(needs)))
-    try:
-        return list(graphlib.TopologicalSorter(dict(enumerate(needs))).static_order())
-    except graphlib.CycleError as exc:
-        cycle = exc.args[1]
-        raise InvalidRequest(
-            f"steps[{cycle[0]}].needs", f"is a circle: {' needs '.join(names[n] for n in reversed(cycle))}"
-        ) from None
-
-
-class _Before(NamedTuple):
-    """Which steps come before which: ``sets`` has a bit for each, and costs little for ten thousand of them."""
-
-    places: dict[str, int]
-    sets: list[int]
-
-    def place(self, name: str, n: int, where: str) -> int:
-        """That of the step ``name``, which step ``n`` refers to."""
-        if name not in self.places:
-            raise InvalidRequest(where.rstrip("."), f"refers to the step {name!r}, and there is none")
-        if not self.sets[n] >> self.places[name] & 1:
-            raise InvalidRequest(
-                f"{where}needs", f"does not lead to the step {name!r}, which the payload or the condition refers to"
-            )
-        return self.places[name]
-
-
-def _before(names: list[str], needs: list[list[int]], order: list[int]) -> _Before:
-    sets = [0] * len(names)
-    for n in order:
-        for need in needs[n]:
-            sets[n] |= sets[need] | 1 << need
-    return _Before({name: n for n, name in enumerate(names)}, sets)
-
-
-def descendants(first: int, needs: list[list[int]]) -> set[int]:
-    """``first`` and all that need it, directly or through others."""
-    children: dict[int, list[int]] = {}
-    for n, some in enumerate(needs):
-        for need in some:
-            children.setdefault(need, []).append(n)
-    found, ahead = {first}, [first]
-    while ahead:
-        for n in children.get(ahead.pop(), ()):
-            if n not in found:
-                found.add(n)
-                ahead.append(n)
-    return found
-
-
-def not_before(definition: Definition, name: str) -> tuple[list[str], set[str]]:
-    """The names of all steps, and of those that run again if ``name`` does."""
-    names = names_of(definition.steps)
-    if name not in names:
-        raise InvalidRequest("from", f"there is no step {name!r}; there are {', '.join(names[:20])}")
-    again = descendants(names.index(name), _needs(definition.steps, names))
-    return names, {names[n] for n in again}
 
 
 def _steps_of(value: Any, field: str) -> set[str]:

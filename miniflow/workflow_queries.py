@@ -11,7 +11,8 @@ from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest, NotFound
 from miniflow.readers import Readers
 from miniflow.states import State
-from miniflow.workflow_intake import Definition, NewWorkflow, decode_definition, names_of
+from miniflow.workflow_graph import Definition, Step, decode_definition, names_of
+from miniflow.workflow_intake import NewWorkflow
 from miniflow.workflows import RUNNING, STATES, WORKFLOWS
 from miniflow.writer import Writer
 
@@ -32,6 +33,7 @@ class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     needs: list[str] | None = None
     when: str | None = None
     queue: str | None = None
+    executor: str | None = None
     attempt: int = 0
     max_retries: int | None = None
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -196,11 +198,11 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
                 )
             )
             continue
-        found += [_step(job, step.needs, step.when) for job in by_idx.get(idx, [])]
+        found += [_step(job, step) for job in by_idx.get(idx, [])]
     return found
 
 
-def _step(row: tuple[Any, ...], needs: list[str] | None, when: str | None) -> WorkflowStep:
+def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
     (
         idx, name, skipped, job_id, task, queue, state, attempt, max_retries, started_at, completed_at, last_error, progress,
         payload, result, _changed,
@@ -212,9 +214,10 @@ def _step(row: tuple[Any, ...], needs: list[str] | None, when: str | None) -> Wo
         task=task,
         type=task,
         status="skipped" if skipped and state == State.CANCELLED else state,
-        needs=needs,
-        when=when,
+        needs=step.needs,
+        when=step.when,
         queue=queue,
+        executor=step.executor,
         attempt=attempt,
         max_retries=max_retries,
         payload=_raw(payload),

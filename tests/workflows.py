@@ -10,7 +10,8 @@ import msgspec
 
 from miniflow.engine import Engine
 from miniflow.model import Accepted
-from miniflow.workflow_intake import NewWorkflow, WorkflowIntake, decode_workflow
+from miniflow.workflow_graph import decode_workflow
+from miniflow.workflow_intake import NewWorkflow, WorkflowIntake
 from tests.engines import verb
 from tests.invariants import read
 from tests.waiting import wait_until

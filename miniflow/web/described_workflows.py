@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from miniflow import workflow_intake
+from miniflow import workflow_graph
 from miniflow.web import workflows
 from miniflow.web.describing import readable
 from miniflow.web.document import EVENT_STREAM, Answer, Body, Operation
@@ -56,12 +56,14 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Workflow.deadline_at": "When it fails if it has not ended",
     "WorkflowStep.needs": "The steps that it needs, where the workflow is a graph",
     "WorkflowStep.when": "Its condition",
+    "WorkflowStep.executor": "How it is run, where that is not as its task says",
     "WorkflowStep.payload": "With its references filled in, once its turn has come; left out where it is long",
     "WorkflowStep.output": "What the task returned; left out where it is long",
     "Step.name": "What others refer to it by; that of its task where it is left out",
     "Step.task": "The name of the task",
     "Step.type": "Another name for `task`; one of the two is needed",
     "Step.payload": "What the task takes; may refer to `${input…}`, `${steps.NAME…}` and `${workflow.id}`",
+    "Step.executor": "Run it in a thread, or in a process of its own, whatever the task says",
     "Step.needs": "Names of steps that must have ended well before; where no step has it, they run in order",
     "Step.when": "Skipped unless this holds: `${steps.check.rows} > 0`, `not ${input.dry}`",
     "WorkflowSubmission.input": "What steps refer to as `${input}`",
@@ -72,8 +74,8 @@ FIELDS: dict[str, str | dict[str, Any]] = {
 
 OMITTING = (Workflow, WorkflowPage, WorkflowStep)
 
-Step = readable(workflow_intake.Step)
-Start = readable(workflow_intake.WorkflowSubmission, steps=list[Step])  # type: ignore[valid-type]
+Step = readable(workflow_graph.Step)
+Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step])  # type: ignore[valid-type]
 Rerun = readable(workflows.Rerun)
 
 

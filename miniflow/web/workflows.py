@@ -20,7 +20,8 @@ from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond
 from miniflow.web.backend import Backend
 from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
 from miniflow.web.problems import decoded
-from miniflow.workflow_intake import NewWorkflow, WorkflowSubmission, decode_workflow, not_before
+from miniflow.workflow_graph import WorkflowSubmission, decode_workflow, not_before
+from miniflow.workflow_intake import NewWorkflow
 from miniflow.workflow_queries import Workflow, workflow_of_new
 from miniflow.workflows import RUNNING
 

@@ -60,6 +60,7 @@ LAYERS = (
         "submitting",
         "dependencies",
         "workflows",
+        "workflow_graph",
         "workflow_intake",
         "workflow_queries",
         "cancelling",

@@ -24,6 +24,7 @@ from miniflow.states import State
 from tests.engines import Row, cancel, history, row, submit, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
+from tests.workflows import ended, start, steps
 
 TASKS = '''
 import logging
@@ -49,6 +50,11 @@ def who() -> list[int]:
     global calls
     calls += 1
     return [os.getpid(), calls]
+
+
+@task
+def whose() -> int:
+    return os.getpid()
 
 
 @task(executor="process", max_retries=0)
@@ -238,6 +244,21 @@ def lines(engine: Engine, job_id: str) -> list[tuple[str, str]]:
 def test_a_result_comes_back_and_is_not_computed_here(engine: Engine) -> None:
     assert result(engine, "add", {"a": 40}) == 42
     assert result(engine, "who")[0] != os.getpid()
+
+
+def test_a_step_of_a_workflow_chooses_where_it_runs(engine: Engine) -> None:
+    """``whose`` says nothing, so it runs in a thread; ``who`` says process."""
+    wanted = [
+        {"task": "whose"},
+        {"name": "away", "task": "whose", "executor": "process"},
+        {"name": "here", "task": "who", "executor": "thread"},
+    ]
+    workflow = start(engine, wanted)
+    path = engine.database.path
+    assert ended(path, workflow, 20)[0] == "completed"
+    ran_in = {name: found for name, (_, found) in steps(path, workflow).items()}
+    assert ran_in["whose"] == ran_in["here"][0] == os.getpid()
+    assert ran_in["away"] != os.getpid()
 
 
 def test_the_job_knows_itself(engine: Engine) -> None:

@@ -31,6 +31,10 @@ def echo(value: Any = None) -> Any:
     return value
 
 
+async def awaited() -> None:
+    pass
+
+
 def fail() -> None:
     raise ValueError("no such file")
 
@@ -183,12 +187,13 @@ def test_a_step_keeps_the_options_that_it_was_given(engines: Engines) -> None:
         ([step("a", "add", payload={"a": "${workflow.id}"})], "steps[0].payload.a", "int"),
         ([step("a", queue="not a queue")], "steps[0].queue", "letters"),
         ([{"name": "a"}], "steps[0].task", "is missing"),
+        ([step("a", "awaited", executor="process")], "steps[0].executor", "awaited is an async def"),
     ],
 )
 def test_what_cannot_run_is_refused_and_names_the_step(
     engines: Engines, wanted: list[dict[str, Any]], field: str, says: str
 ) -> None:
-    engine = engines([add, echo], workers=0)
+    engine = engines([add, echo, awaited], workers=0)
     with pytest.raises(InvalidRequest) as refused:
         new_workflow(engine, wanted)
     assert refused.value.field == field

@@ -1,0 +1,162 @@
+"""What a workflow is: its steps as they are asked for and kept, and the graph that they are.
+
+Without ``needs`` the steps run one after the other. With it, on any of them, they are a graph: a step begins when all that it
+needs have ended well, and one that needs nothing begins at once.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from miniflow import references
+from miniflow.errors import InvalidRequest
+from miniflow.intake import EMPTY, Key, Seconds, Short
+from miniflow.retry import RetryPolicy
+
+STEPS_MAX = 10_000
+Name = Annotated[str, msgspec.Meta(pattern=f"^{references.NAME}$")]
+NULL = msgspec.Raw(b"null")
+
+
+class Work(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A task to be run for a workflow, and how. Durations are seconds."""
+
+    task: Short | None = None
+    type: Short | None = None
+    payload: msgspec.Raw = EMPTY
+    queue: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | Literal["low", "medium", "high"] | None = None
+    timeout: Seconds | None = None
+    max_retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
+    retry: RetryPolicy | Annotated[list[Seconds], msgspec.Meta(min_length=1, max_length=100)] | None = None
+    executor: Literal["thread", "process"] | None = None
+    tags: list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]] | None = None
+    meta: dict[str, Any] | None = None
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+
+class Step(Work):
+    """A step of a workflow: a job, and which steps it needs. Durations are seconds."""
+
+    name: Name | None = None
+    needs: list[str] | None = None
+    when: str | None = None
+
+
+class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A workflow to be run. ``timeout`` is for the whole, in seconds; ``input`` is what its steps can refer to."""
+
+    name: Short
+    steps: Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
+    input: msgspec.Raw = NULL
+    timeout: Seconds | None = None
+    idempotency_key: Key | None = None
+    meta: dict[str, Any] | None = None
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+
+class Definition(msgspec.Struct, omit_defaults=True):
+    """What is kept of a submission, to run it again."""
+
+    steps: list[Step]
+    timeout: float | None = None
+
+
+decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode
+decode_definition = msgspec.json.Decoder(Definition).decode
+
+
+def names_of(steps: list[Step]) -> list[str]:
+    """The name of each; a step without one goes by its task, if no other does."""
+    names = [step.name or step.task or step.type or f"step-{n}" for n, step in enumerate(steps)]
+    seen: dict[str, int] = {}
+    for n, name in enumerate(names):
+        if name in seen:
+            raise InvalidRequest(
+                f"steps[{n}].name", f"{name!r} is the name of steps[{seen[name]}] already; each has its own"
+            )
+        seen[name] = n
+    return names
+
+
+def needs_of(steps: list[Step], names: list[str]) -> list[list[int]]:
+    """The places of the steps that each needs."""
+    if all(step.needs is None for step in steps):
+        return [[n - 1] if n else [] for n in range(len(steps))]
+    places = {name: n for n, name in enumerate(names)}
+    needs = []
+    for n, step in enumerate(steps):
+        for place, name in enumerate(step.needs or ()):
+            if name not in places:
+                raise InvalidRequest(f"steps[{n}].needs[{place}]", f"there is no step {name!r}")
+        needs.append(sorted({places[name] for name in step.needs or ()}))
+    return needs
+
+
+def order_of(names: list[str], needs: list[list[int]]) -> list[int]:
+    """The places of the steps, each after those that it needs."""
+    if all(need < n for n, some in enumerate(needs) for need in some):
+        return list(range(len(needs)))
+    try:
+        return list(graphlib.TopologicalSorter(dict(enumerate(needs))).static_order())
+    except graphlib.CycleError as exc:
+        cycle = exc.args[1]
+        raise InvalidRequest(
+            f"steps[{cycle[0]}].needs", f"is a circle: {' needs '.join(names[n] for n in reversed(cycle))}"
+        ) from None
+
+
+class Before(NamedTuple):
+    """Which steps come before which: ``sets`` has a bit for each, and costs little for ten thousand of them."""
+
+    places: dict[str, int]
+    sets: list[int]
+
+    def place(self, name: str, n: int, where: str) -> int:
+        """That of the step ``name``, which step ``n`` refers to."""
+        if name not in self.places:
+            raise InvalidRequest(where.rstrip("."), f"refers to the step {name!r}, and there is none")
+        if not self.sets[n] >> self.places[name] & 1:
+            raise InvalidRequest(
+                f"{where}needs", f"does not lead to the step {name!r}, which the payload or the condition refers to"
+            )
+        return self.places[name]
+
+
+def before_of(names: list[str], needs: list[list[int]], order: list[int]) -> Before:
+    sets = [0] * len(names)
+    for n in order:
+        for need in needs[n]:
+            sets[n] |= sets[need] | 1 << need
+    return Before({name: n for n, name in enumerate(names)}, sets)
+
+
+def descendants(first: int, needs: list[list[int]]) -> set[int]:
+    """``first`` and all that need it, directly or through others."""
+    children: dict[int, list[int]] = {}
+    for n, some in enumerate(needs):
+        for need in some:
+            children.setdefault(need, []).append(n)
+    found, ahead = {first}, [first]
+    while ahead:
+        for n in children.get(ahead.pop(), ()):
+            if n not in found:
+                found.add(n)
+                ahead.append(n)
+    return found
+
+
+def not_before(definition: Definition, name: str) -> tuple[list[str], set[str]]:
+    """The names of all steps, and of those that run again if ``name`` does."""
+    names = names_of(definition.steps)
+    if name not in names:
+        raise InvalidRequest("from", f"there is no step {name!r}; there are {', '.join(names[:20])}")
+    again = descendants(names.index(name), needs_of(definition.steps, names))
+    return names, {names[n] for n in again}
+
+
+decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode
+decode_definition = msgspec.json.Decoder(Definition).decode
