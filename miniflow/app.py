@@ -40,7 +40,6 @@ from miniflow.web import site
 from miniflow.web.backend import Backend
 from miniflow.web.door import Site
 from miniflow.web.protocol import Protocol
-from miniflow.workflow_intake import WorkflowIntake
 from miniflow.workflow_queries import WorkflowQueries
 
 log = logging.getLogger("miniflow")
@@ -172,7 +171,7 @@ class Application:
             notices=engine.notices,
             log_notices=engine.log_notices,
             queries=Queries(readers, engine.writer),
-            workflow_intake=WorkflowIntake(engine.intake),
+            workflow_intake=engine.workflow_intake,
             workflow_queries=WorkflowQueries(readers, engine.writer),
             listing=Listing(readers, engine.writer),
             feed=feed,

@@ -48,6 +48,7 @@ from miniflow.rules import Rules
 from miniflow.schedules import Schedules, job_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
+from miniflow.workflow_intake import WorkflowIntake
 from miniflow.writer import Transaction, Writer
 
 log = logging.getLogger("miniflow")
@@ -89,9 +90,7 @@ class Engine:
         self.writer = Writer(self.database.connection, self.clock)
         self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
         self.jobs = self._jobs()
-        self.intake = Intake(
-            self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
-        )
+        self.intake, self.workflow_intake = self._intakes()
         self._declared = list(declared)
         self.schedules = self._scheduling()
         services = self.services = Services(
@@ -132,6 +131,15 @@ class Engine:
             rules=Rules(self.registry, self.clock),
             ageing_ms=round(settings.priority_ageing * 1000),
         )
+
+    def _intakes(self) -> tuple[Intake, WorkflowIntake]:
+        """What makes rows of submissions; workflows make some by themselves."""
+        settings = self.settings
+        intake = Intake(
+            self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
+        )
+        flows = self.jobs.workflows.compensation.intake = WorkflowIntake(intake)
+        return intake, flows
 
     def _scheduling(self) -> Schedules:
         settings = self.settings

@@ -1,7 +1,8 @@
 """References in the payloads of workflow steps: ``${input}`` and ``${steps.NAME}``, and what is inside of them.
 
 ``${steps.extract}`` is what the step ``extract`` returned, ``${steps.extract.rows.0.name}`` something inside of it: keys of
-objects and places in arrays, separated by dots. ``${input.day}`` is part of the input of the workflow, ``${workflow.id}`` its id.
+objects and places in arrays, separated by dots. ``${input.day}`` is part of the input of the workflow, ``${workflow.id}`` its id;
+in some places there is more to refer to (``OWN``).
 A text that is one reference and nothing else becomes the value, whatever its type; in a longer text the value stands as text
 (what is no text as JSON). ``$${`` is a ``${`` that is meant as it stands.
 
@@ -40,12 +41,17 @@ class Reference(NamedTuple):
     path: tuple[str, ...]
 
 
+OWN = {"output": "in the compensation of a step"}
+"""Roots of references that lead somewhere in some places only, and where."""
+
+
 class Known(NamedTuple):
-    """What references lead to when the turn of a step has come."""
+    """What references lead to when the turn of a step has come; ``own`` is by the roots of ``OWN``."""
 
     input: Any
     workflow: Mapping[str, Any]
     steps: Mapping[str, Any]
+    own: Mapping[str, Any] = {}
 
 
 def parse(text: str) -> Reference:
@@ -53,7 +59,7 @@ def parse(text: str) -> Reference:
     root, *path = text.strip().split(".")
     if root == "steps" and path and all(path):
         return Reference(text, root, path[0], tuple(path[1:]))
-    if root in ("input", "workflow") and all(path):
+    if (root in ("input", "workflow") or root in OWN) and all(path):
         return Reference(text, root, None, tuple(path))
     raise BadReference(f"${{{text}}} refers to nothing; there are ${{input…}}, ${{steps.NAME…}} and ${{workflow.id}}")
 
@@ -99,6 +105,10 @@ def look_up(reference: Reference, known: Known) -> Any:
     value: Any
     if reference.root == "steps":
         value, said = known.steps.get(reference.step or ""), f"steps.{reference.step}"
+    elif reference.root in OWN:
+        if reference.root not in known.own:
+            raise BadReference(f"${{{reference.text}}} is known only {OWN[reference.root]}")
+        value, said = known.own[reference.root], reference.root
     else:
         value, said = (known.input if reference.root == "input" else known.workflow), reference.root
     for key in reference.path:

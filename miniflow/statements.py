@@ -198,7 +198,9 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND lease IS NOT NULL
 REPLAY_IF_DEAD = """
 UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
                 expires_at = NULL, attempt = 0, crashes = 0, progress = NULL, result_read = NULL
-WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter'
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter' AND NOT EXISTS (
+  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
+  WHERE s.job = jobs.seq AND s.role IN ('step', 'item') AND w.undoing_at IS NOT NULL)
 RETURNING seq, queue, priority, id
 """
 

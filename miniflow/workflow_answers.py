@@ -32,6 +32,22 @@ class WorkflowStep(Answer):
     completed_at: dt.datetime | None = None
 
 
+class Compensation(Answer):
+    """What undoes a step, or the ``on_failure`` of a workflow (by that name), and the job that it is."""
+
+    name: str
+    index: int = 0
+    job_id: str = ""
+    task: str = ""
+    status: str = ""
+    attempt: int = 0
+    payload: Any = None
+    output: Any = None
+    error: str | None = None
+    started_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+
+
 class Workflow(Answer):
     """A workflow as it was when the server answered. ``current_step`` counts the steps that are done. In a list there are no
     ``steps``."""
@@ -42,9 +58,11 @@ class Workflow(Answer):
     current_step: int = 0
     total_steps: int = 0
     paused: bool = False
+    compensating: bool = False
     input: Any = None
     error: str | None = None
     steps: list[WorkflowStep] = msgspec.field(default_factory=list)
+    compensations: list[Compensation] = msgspec.field(default_factory=list)
     timeout: float | None = None
     deadline_at: dt.datetime | None = None
     idempotency_key: str | None = None

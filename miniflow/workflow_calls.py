@@ -21,10 +21,12 @@ PATH = "/api/v1/workflows"
 
 
 class WorkflowOptions(TypedDict, total=False):
-    """``timeout`` is for the whole, in seconds or as a timedelta; None is the same as left out."""
+    """``timeout`` is for the whole, in seconds or as a timedelta; ``on_failure`` is run when it does not end well. None is the
+    same as left out."""
 
     input: Any
     timeout: float | dt.timedelta | None
+    on_failure: Mapping[str, Any] | None
     idempotency_key: str | None
     meta: Mapping[str, Any] | None
     description: str | None

@@ -44,6 +44,7 @@ class Step(Work):
     name: Name | None = None
     needs: list[str] | None = None
     when: str | None = None
+    compensate: Work | None = None
 
 
 class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -53,6 +54,7 @@ class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     steps: Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
     input: msgspec.Raw = NULL
     timeout: Seconds | None = None
+    on_failure: Work | None = None
     idempotency_key: Key | None = None
     meta: dict[str, Any] | None = None
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
@@ -63,6 +65,12 @@ class Definition(msgspec.Struct, omit_defaults=True):
 
     steps: list[Step]
     timeout: float | None = None
+    on_failure: Work | None = None
+
+    @property
+    def undoes(self) -> bool:
+        """Whether there is something to do when it does not end well."""
+        return self.on_failure is not None or any(step.compensate is not None for step in self.steps)
 
 
 decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode

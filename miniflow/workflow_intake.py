@@ -18,7 +18,7 @@ from miniflow.errors import InvalidRequest
 from miniflow.ids import uuid7
 from miniflow.intake import Intake, Submission
 from miniflow.model import NewJob, Waits
-from miniflow.references import BadReference, Known
+from miniflow.references import BadReference, Known, Reference
 from miniflow.registry import TaskSpec
 from miniflow.states import State
 from miniflow.workflow_graph import (
@@ -44,6 +44,7 @@ class NewWorkflow(NamedTuple):
     steps: list[list[Any]]
     loose: list[str]
     """Ids of pending jobs that wait for nobody: they have something to be filled in, or a condition."""
+    undoes: bool
     timeout_ms: int | None = None
     key: str | None = None
     fingerprint: str | None = None
@@ -79,6 +80,9 @@ class WorkflowIntake:
         before = before_of(names, needs, order)
         made = [self._step(s, n, before, known, request_id) for n in order if names[n] not in kept]
         places = {step.idx: place for place, step in enumerate(made)}
+        definition = Definition(s.steps, s.timeout, s.on_failure)
+        if definition.undoes:
+            self._check_undoing(s, known, before)
         jobs, rows, loose = [], [], []
         for step in made:
             parents = tuple(places[n] for n in needs[step.idx] if n in places)
@@ -96,7 +100,7 @@ class WorkflowIntake:
             new_id,
             s.name,
             len(s.steps),
-            _encode(Definition(s.steps, s.timeout)).decode(),
+            _encode(definition).decode(),
             bytes(s.input).decode(),
             _json(kept),
             timeout_ms,
@@ -107,8 +111,11 @@ class WorkflowIntake:
             s.description,
             _json(s.meta),
             len(kept),
+            int(definition.undoes),
         ]
-        return NewWorkflow(new_id, s.name, row, jobs, rows, loose, timeout_ms, s.idempotency_key, mark)
+        return NewWorkflow(
+            new_id, s.name, row, jobs, rows, loose, definition.undoes, timeout_ms, s.idempotency_key, mark
+        )
 
     def _step(
         self,
@@ -135,6 +142,39 @@ class WorkflowIntake:
         refs = sorted(before.place(name, n, where) for name in wanted)
         job = self._job(step, payload, request_id, where, checked=template is None)
         return _Made(n, job, template, step.when, _json(refs))
+
+    def _check_undoing(self, s: WorkflowSubmission, known: Known, before: Before) -> None:
+        """InvalidRequest and the like for a compensation, or an on_failure, that could not be run."""
+        said = dict.fromkeys(("error", "status", "failed_step"))
+        known = known._replace(workflow={**known.workflow, **said})
+        for name, n in before.places.items():
+            work = s.steps[n].compensate
+            if work is not None:
+                for wanted in self._check_work(work, f"steps[{n}].compensate.", known, ("output",)) - {name}:
+                    before.place(wanted, n, f"steps[{n}].")
+        if s.on_failure is not None:
+            for wanted in self._check_work(s.on_failure, "on_failure.", known, ()):
+                if wanted not in before.places:
+                    raise InvalidRequest("on_failure.payload", f"refers to the step {wanted!r}, and there is none")
+
+    def _check_work(self, work: Work, where: str, known: Known, own: tuple[str, ...]) -> set[str]:
+        """The names of the steps that it refers to."""
+        whole, wanted = b"${" not in bytes(work.payload), set[str]()
+        if not whole:
+            value = _decode(work.payload)
+            wanted = _steps_of(value, f"{where}payload", own)
+            for one in references.find(value):
+                if one.root in ("input", "workflow"):
+                    try:
+                        references.look_up(one, known)
+                    except BadReference as exc:
+                        raise InvalidRequest(f"{where}payload", str(exc)) from None
+        self._job(work, work.payload, None, where, checked=whole)
+        return wanted
+
+    def work(self, work: Work, payload: msgspec.Raw, request_id: str | None) -> NewJob:
+        """A job that is no step, its payload filled in; when it runs that is held against the task. UnknownTask, TooLarge."""
+        return self._job(work, payload, request_id, "", checked=False)
 
     def _job(self, work: Work, payload: msgspec.Raw, request_id: str | None, where: str, *, checked: bool) -> NewJob:
         asked = Submission(
@@ -174,12 +214,19 @@ class _Made(NamedTuple):
     refs: str | None
 
 
-def _steps_of(value: Any, field: str) -> set[str]:
-    """The names of the steps that a value refers to."""
+def _steps_of(value: Any, field: str, own: tuple[str, ...] = ()) -> set[str]:
+    """The names of the steps that a value refers to; of the roots that are known in some places only, ``own`` are here."""
     try:
-        return {one.step for one in references.find(value) if one.step is not None}
+        return _names(list(references.find(value)), field, own)
     except BadReference as exc:
         raise InvalidRequest(field, str(exc)) from None
+
+
+def _names(found: list[Reference], field: str, own: tuple[str, ...]) -> set[str]:
+    for one in found:
+        if one.root in references.OWN and one.root not in own:
+            raise InvalidRequest(field, f"${{{one.text}}} is known only {references.OWN[one.root]}")
+    return {one.step for one in found if one.step is not None}
 
 
 def _steps_of_condition(text: str, field: str) -> set[str]:
@@ -187,7 +234,7 @@ def _steps_of_condition(text: str, field: str) -> set[str]:
         found = references.references_of(references.parse_condition(text))
     except BadReference as exc:
         raise InvalidRequest(field, str(exc)) from None
-    return {one.step for one in found if one.step is not None}
+    return _names(found, field, ())
 
 
 def _fingerprint(s: WorkflowSubmission) -> str:

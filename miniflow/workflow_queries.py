@@ -17,6 +17,10 @@ from miniflow.workflows import RUNNING, STATES, WORKFLOWS
 from miniflow.writer import Writer
 
 BEYOND = 1 << 62
+UNDOING_AT = -2
+"""Its place in a row of ``WORKFLOW``."""
+CHANGED, ROLE = -2, -1
+"""Their places in a row of ``STEPS_OF_WORKFLOW``."""
 _decode = msgspec.json.Decoder().decode
 
 
@@ -44,6 +48,22 @@ class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     completed_at: str | None = None
 
 
+class Compensation(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What undoes a step, or the ``on_failure`` of the workflow, and the job that it is."""
+
+    name: str
+    index: int
+    job_id: str
+    task: str
+    status: str
+    attempt: int = 0
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+
+
 class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``."""
 
@@ -53,9 +73,11 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     current_step: int
     total_steps: int
     paused: bool = False
+    compensating: bool = False
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: str | None = None
     steps: list[WorkflowStep] | None = None
+    compensations: list[Compensation] | None = None
     timeout: float | None = None
     deadline_at: str | None = None
     idempotency_key: str | None = None
@@ -91,7 +113,8 @@ class WorkflowQueries:
         found = _workflow_of_row(tuple(row))
         jobs = self._readers.point(sql.STEPS_OF_WORKFLOW, row[0])
         found.steps = _steps(decode_definition(definition), jobs, _decode(row[8]) if row[8] else {})
-        found.change = max([row[-1], *(job[-1] for job in jobs)])
+        found.compensations = [_compensation(job) for job in jobs if job[ROLE] in ("undo", "on_failure")] or None
+        found.change = max([row[-1], *(job[CHANGED] for job in jobs)])
         return found
 
     def change(self, workflow_id: str) -> tuple[int, bool] | None:
@@ -100,14 +123,19 @@ class WorkflowQueries:
         return (rows[0][1], rows[0][0] != RUNNING) if rows else None
 
     def definition(self, workflow_id: str) -> tuple[Workflow, Definition, dict[str, Any]]:
-        """What a rerun needs: the run without its steps, how it was defined, and the outputs of the steps that are done."""
+        """What a rerun needs: the run without its steps, how it was defined, and the outputs of the steps that are done, and not
+        undone."""
         rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
         if not rows:
             raise NotFound("workflow", workflow_id)
         *row, definition = rows[0]
         outputs = _decode(row[8]) if row[8] else {}
+        undone: set[str] = set()
+        if row[UNDOING_AT] is not None:
+            undone = {name for (name,) in self._readers.point(sql.UNDONE_STEPS, row[0])}
         for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
-            outputs[name] = None if result is None else _decode(result)
+            if name not in undone:
+                outputs[name] = None if result is None else _decode(result)
         return _workflow_of_row(tuple(row)), decode_definition(definition), outputs
 
     async def page(self, *, name: str | None, status: str | None, limit: int, cursor: str | None) -> WorkflowPage:
@@ -134,7 +162,7 @@ class WorkflowQueries:
 def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
     (
         _number, workflow_id, name, state, total, _open, done, given, _kept, error, timeout_ms, deadline_at, created_at,
-        updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, changed,
+        updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, undoing_at, changed,
     ) = row  # fmt: skip
     return Workflow(
         id=workflow_id,
@@ -143,6 +171,7 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
         current_step=done,
         total_steps=total,
         paused=paused_at is not None,
+        compensating=state == RUNNING and undoing_at is not None,
         input=msgspec.UNSET if given == "null" else msgspec.Raw(given.encode()),
         error=error,
         timeout=None if timeout_ms is None else timeout_ms / 1000,
@@ -186,6 +215,8 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
     names = names_of(definition.steps)
     by_idx: dict[int, list[Any]] = {}
     for job in jobs:
+        if job[ROLE] != "step":
+            continue
         by_idx.setdefault(job[0], []).append(job)
     found = []
     for idx, (name, step) in enumerate(zip(names, definition.steps, strict=True)):
@@ -205,7 +236,7 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
 def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
     (
         idx, name, skipped, job_id, task, queue, state, attempt, max_retries, started_at, completed_at, last_error, progress,
-        payload, result, _changed,
+        payload, result, _changed, _role,
     ) = row  # fmt: skip
     return WorkflowStep(
         name=name,
@@ -226,6 +257,23 @@ def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
         error=last_error if state != State.COMPLETED else None,
         started_at=rfc3339(started_at),
         completed_at=rfc3339(completed_at),
+    )
+
+
+def _compensation(row: tuple[Any, ...]) -> Compensation:
+    step = _step(row, Step())
+    return Compensation(
+        name=step.name,
+        index=step.index,
+        job_id=step.job_id or "",
+        task=step.task,
+        status=step.status,
+        attempt=step.attempt,
+        payload=step.payload,
+        output=step.output,
+        error=step.error,
+        started_at=step.started_at,
+        completed_at=step.completed_at,
     )
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 # A workflow: [id, name, total_steps, definition, input, kept, timeout_ms, idempotency_key, fingerprint, request_id, rerun_of,
-#              description, meta, steps that are kept]
+#              description, meta, steps that are kept, 1 if there is something to undo]
 INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
-                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, created_at, updated_at, changed)
+                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, created_at, updated_at, changed)
 SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value ->> 13), value ->> 13, value ->> 3, value ->> 4,
        value ->> 5, value ->> 6, ?2 + (value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-       ?2, ?2, ?3
+       value ->> 14, ?2, ?2, ?3
 FROM json_each(?1)
 """
 
-# A step: [job's id, workflow's id, idx, name, template, condition, refs]
+# A step: [job's id, workflow's id, idx, name, template, condition, refs, role]
 INSERT_STEPS = """
-INSERT INTO steps (job, workflow, idx, name, template, condition, refs)
-SELECT j.seq, w.number, s.value ->> 2, s.value ->> 3, s.value ->> 4, s.value ->> 5, s.value ->> 6
+INSERT INTO steps (job, workflow, idx, name, template, condition, refs, role)
+SELECT j.seq, w.number, s.value ->> 2, s.value ->> 3, s.value ->> 4, s.value ->> 5, s.value ->> 6, coalesce(s.value ->> 7, 'step')
 FROM json_each(?1) s CROSS JOIN workflows w ON w.id = s.value ->> 1 CROSS JOIN jobs j ON j.id = s.value ->> 0
 """
 
@@ -30,8 +30,9 @@ SEQS_BY_ID = "SELECT json_group_array(j.seq) FROM json_each(?1) i CROSS JOIN job
 
 # ?1 JSON array of rows of jobs that have ended, whether steps or not.
 COUNT_ENDED_STEPS = """
-UPDATE workflows SET open = open - e.n, done = done + e.well, updated_at = ?2, changed = ?3 FROM (
-  SELECT s.workflow, count(*) AS n, sum(j.state = 'completed' OR s.skipped) AS well
+UPDATE workflows SET open = open - e.n, beside = beside - e.others, done = done + e.well, updated_at = ?2, changed = ?3 FROM (
+  SELECT s.workflow, sum(s.role = 'step') AS n, sum(s.role <> 'step') AS others,
+         sum(s.role = 'step' AND (j.state = 'completed' OR s.skipped)) AS well
   FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN jobs j NOT INDEXED ON j.seq = s.job
   GROUP BY s.workflow) e
 WHERE workflows.number = e.workflow
@@ -46,9 +47,10 @@ UPDATE workflows SET
   error = CASE WHEN done < total_steps AND cancel_requested_at IS NULL THEN coalesce(error, (
     SELECT format(?4, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error)))
     FROM steps s CROSS JOIN jobs j ON j.seq = s.job
-    WHERE s.workflow = workflows.number AND j.state <> 'completed' AND NOT s.skipped
+    WHERE s.workflow = workflows.number AND s.role IN ('step', 'item') AND j.state <> 'completed' AND NOT s.skipped
     ORDER BY j.state = 'cancelled', j.completed_at, s.idx LIMIT 1)) ELSE error END
-WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND open = 0 AND state = 'running'
+WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND open = 0 AND beside = 0
+  AND undoing_at IS NULL AND state = 'running'
 """
 
 # Of the workflows of these rows, those that have ended in the transaction ?2: [id, state] each.
@@ -62,7 +64,7 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
 TO_PREPARE = """
 SELECT s.job, s.name, s.template, s.condition, w.id, w.name, w.input, w.kept, (
   SELECT json_group_object(o.name, json(coalesce(r.result, 'null')))
-  FROM json_each(s.refs) x CROSS JOIN steps o INDEXED BY steps_of_workflow ON o.workflow = s.workflow AND o.idx = x.value
+  FROM json_each(s.refs) x CROSS JOIN steps o INDEXED BY steps_of_workflow ON o.workflow = s.workflow AND o.idx = x.value AND o.role = 'step'
   CROSS JOIN jobs r ON r.seq = o.job)
 FROM json_each(?1) i CROSS JOIN steps s ON s.job = i.value CROSS JOIN workflows w ON w.number = s.workflow
 """
@@ -75,7 +77,7 @@ MARK_SKIPPED = "UPDATE steps SET skipped = 1 WHERE job IN (SELECT value FROM jso
 
 # ---------------------------------------------------------------------------------------------------------------- verbs
 
-WORKFLOW_STATE = "SELECT number, state, cancel_requested_at, paused_at FROM workflows WHERE id = ?1"
+WORKFLOW_STATE = "SELECT number, state, cancel_requested_at, paused_at, undoing_at FROM workflows WHERE id = ?1"
 OPEN_STEPS = """
 SELECT json_group_array(j.seq) FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
 WHERE s.workflow = ?1 AND j.completed_at IS NULL
@@ -87,7 +89,7 @@ WHERE s.workflow = ?1 AND j.state = 'pending'
 # [seq, state, queue] each
 FAILED_STEPS = """
 SELECT j.seq, j.state, j.queue FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
-WHERE s.workflow = ?1 AND j.state IN ('dead_letter', 'cancelled') AND NOT s.skipped ORDER BY s.idx
+WHERE s.workflow = ?1 AND j.state IN ('dead_letter', 'cancelled') AND NOT s.skipped AND s.role IN ('step', 'item') ORDER BY s.idx
 """
 REQUEST_CANCEL = (
     "UPDATE workflows SET cancel_requested_at = ?2, paused_at = NULL, updated_at = ?2, changed = ?3 WHERE number = ?1"
@@ -106,17 +108,21 @@ UPDATE jobs NOT INDEXED SET state = 'pending', updated_at = ?2, changed = ?3, co
   last_error = NULL, attempt = 0, crashes = 0, progress = NULL
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'cancelled'
 """
-# Workflows with one of these rows (?1, JSON array) that runs again: [number, state] each, and what they become.
+# Workflows with one of these rows (?1, JSON array) that runs again: [number, state, undo] each, and what they become.
 WORKFLOWS_OF = """
-SELECT DISTINCT w.number, w.state FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN workflows w ON w.number = s.workflow
+SELECT DISTINCT w.number, w.state, w.undo FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN workflows w ON w.number = s.workflow
 """
 RECOUNT = """
-UPDATE workflows SET state = 'running', completed_at = NULL, error = NULL, cancel_requested_at = NULL, updated_at = ?2, changed = ?3,
-  deadline_at = CASE state WHEN 'running' THEN deadline_at ELSE ?2 + timeout_ms END,
-  open = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job WHERE s.workflow = workflows.number AND j.completed_at IS NULL),
+UPDATE workflows SET state = 'running', completed_at = NULL, error = iif(undoing_at IS NULL, NULL, cause), cancel_requested_at = NULL,
+  updated_at = ?2, changed = ?3,
+  deadline_at = CASE WHEN state = 'running' THEN deadline_at WHEN undoing_at IS NULL THEN ?2 + timeout_ms END,
+  open = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
+          WHERE s.workflow = workflows.number AND s.role = 'step' AND j.completed_at IS NULL),
+  beside = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
+            WHERE s.workflow = workflows.number AND s.role <> 'step' AND j.completed_at IS NULL),
   done = (SELECT count(*) FROM json_each(kept)) + (
           SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
-          WHERE s.workflow = workflows.number AND (j.state = 'completed' OR (s.skipped AND j.completed_at IS NOT NULL)))
+          WHERE s.workflow = workflows.number AND s.role = 'step' AND (j.state = 'completed' OR (s.skipped AND j.completed_at IS NOT NULL)))
 WHERE number IN (SELECT value FROM json_each(?1))
 """
 
@@ -132,18 +138,19 @@ NEXT_DEADLINE = "SELECT min(deadline_at) FROM workflows INDEXED BY workflows_due
 # --------------------------------------------------------------------------------------------------------------- reading
 
 WORKFLOW = """number, id, name, state, total_steps, open, done, input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
-  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, changed"""
+  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, undoing_at, changed"""
 
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """
 SELECT s.idx, s.name, s.skipped, j.id, j.task, j.queue, j.state, j.attempt, j.max_retries, j.started_at, j.completed_at, j.last_error,
-  j.progress, iif(octet_length(j.payload) <= 65536, j.payload, NULL), iif(octet_length(j.result) <= 65536, j.result, NULL), j.changed
+  j.progress, iif(octet_length(j.payload) <= 65536, j.payload, NULL), iif(octet_length(j.result) <= 65536, j.result, NULL), j.changed, s.role
 FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job WHERE s.workflow = ?1 ORDER BY s.idx, s.job
 """
 OUTPUTS_OF_WORKFLOW = """
 SELECT s.name, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
-WHERE s.workflow = ?1 AND (j.state = 'completed' OR (s.skipped AND j.state = 'cancelled'))
+WHERE s.workflow = ?1 AND s.role = 'step' AND (j.state = 'completed' OR (s.skipped AND j.state = 'cancelled'))
 """
+UNDONE_STEPS = "SELECT DISTINCT name FROM steps WHERE workflow = ?1 AND role = 'undo'"
 CHANGE_OF_WORKFLOW = """
 SELECT w.state, max(w.changed, coalesce(max(j.changed), 0))
 FROM workflows w LEFT JOIN steps s ON s.workflow = w.number LEFT JOIN jobs j ON j.seq = s.job WHERE w.id = ?1 GROUP BY w.number

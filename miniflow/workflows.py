@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from miniflow import statements as job_sql
 from miniflow import workflow_statements as sql
 from miniflow.cancelling import cancel_rows
 from miniflow.clock import Clock
+from miniflow.compensation import SAID_OF_STEP, Compensation
 from miniflow.errors import IdempotencyConflict, NotFound, ShuttingDown, TransitionRefused
 from miniflow.model import Accepted
 from miniflow.operations import Operation
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 WORKFLOWS = "workflows"
 """The counter of workflows by state."""
 RUNNING, COMPLETED, FAILED, CANCELLED = STATES = ("running", "completed", "failed", "cancelled")
-STEP_FAILED = "step %s is %s%s"
 OVERDUE_MAX = 100  # in one transaction
 
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -49,9 +49,20 @@ _decode_ended = msgspec.json.Decoder(list[tuple[str, str]]).decode
 _decode = msgspec.json.Decoder().decode
 
 
+class _Standing(NamedTuple):
+    """A row of ``WORKFLOW_STATE``."""
+
+    number: int
+    state: str
+    cancel_requested_at: int | None
+    paused_at: int | None
+    undoing_at: int | None
+
+
 class Workflows:
     def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, *, max_payload_bytes: int) -> None:
         self._jobs, self._writer, self._clock, self._max_payload_bytes = jobs, writer, clock, max_payload_bytes
+        self.compensation = Compensation(jobs)
         self._ended: list[int] = []  # rows that end in the transaction under way
         self._next_deadline_ms = math.inf
         writer.handle("workflow", self._insert)
@@ -112,10 +123,16 @@ class Workflows:
         if loose:
             self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.SEQS_BY_ID, json_text(loose))[0][0]))
         for new in fresh:
+            self.compensation.wanted |= new.undoes
             if new.timeout_ms is not None:
                 self._next_deadline_ms = min(self._next_deadline_ms, tx.now_ms + new.timeout_ms)
 
     # ---------------------------------------------------------------------------------------------------------- advancing
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a workflow, ended or not."""
+        return any(self._writer.counters.get(WORKFLOWS, {}).values())
 
     def active(self, tx: Transaction) -> bool:
         """Whether there is a workflow that has not ended."""
@@ -137,7 +154,11 @@ class Workflows:
         self._ended.clear()
         if not tx.change(sql.COUNT_ENDED_STEPS, seqs, tx.now_ms, tx.number):
             return
-        n = tx.change(sql.END_IF_NOTHING_IS_OPEN, seqs, tx.now_ms, tx.number, STEP_FAILED)
+        undone = 0
+        if self.compensation.wanted:
+            self.compensation.begin(tx, seqs)
+            undone = self.compensation.end(tx, seqs)
+        n = undone + tx.change(sql.END_IF_NOTHING_IS_OPEN, seqs, tx.now_ms, tx.number, SAID_OF_STEP)
         if not n:
             return
         tx.count(WORKFLOWS, RUNNING, -n)
@@ -182,11 +203,15 @@ class Workflows:
         workflow. TransitionRefused if it has ended otherwise. Returns the state it is in then."""
 
         def verb(tx: Transaction) -> str:
-            number, state, _ = self._find(tx, workflow_id)
-            if state == CANCELLED:
+            found = self._find(tx, workflow_id)
+            number, state = found.number, found.state
+            if state == CANCELLED or (found.undoing_at is not None and found.cancel_requested_at is not None):
                 return state
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "cancel", state, kind="workflow")
+            if found.undoing_at is not None:
+                remedy = "what it did is being undone; a job of that can be cancelled by itself"
+                raise TransitionRefused(workflow_id, "cancel", "compensating", remedy, "workflow")
             self._stop(tx, number, None)
             self._jobs.dependencies.settle(tx)
             self.settle(tx)
@@ -205,10 +230,12 @@ class Workflows:
         """Run it on from where it failed: dead steps run again, cancelled ones wait again for those they need."""
 
         def verb(tx: Transaction) -> str:
-            number, state, _ = self._find(tx, workflow_id)
+            number, state, _, _, undoing_at = self._find(tx, workflow_id)
             if state not in (FAILED, CANCELLED):
                 remedy = "rerun it" if state == COMPLETED else "it has not failed yet"
                 raise TransitionRefused(workflow_id, "retry", state, remedy, kind="workflow")
+            if undoing_at is not None:
+                self.compensation.forget(tx, number, workflow_id, state)
             rows = tx.run(sql.FAILED_STEPS, number)
             lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
             seqs = json_text([seq for seq, _ in lost])
@@ -227,7 +254,7 @@ class Workflows:
         """No further step becomes ready; what is queued or runs goes on."""
 
         def verb(tx: Transaction) -> None:
-            number, state, paused_at = self._find(tx, workflow_id)
+            number, state, _, paused_at, _ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
             if paused_at is None:
@@ -239,7 +266,7 @@ class Workflows:
         """Steps whose turn came meanwhile become ready."""
 
         def verb(tx: Transaction) -> None:
-            number, state, paused_at = self._find(tx, workflow_id)
+            number, state, _, paused_at, _ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "resume", state, kind="workflow")
             if paused_at is not None:
@@ -252,7 +279,7 @@ class Workflows:
         """Forget one that has ended, with its jobs. TransitionRefused for one that has not, or that another job depends on."""
 
         def verb(tx: Transaction) -> None:
-            number, state, _ = self._find(tx, workflow_id)
+            number, state, *_ = self._find(tx, workflow_id)
             if state == RUNNING:
                 raise TransitionRefused(workflow_id, "delete", state, "cancel it first", kind="workflow")
             seqs = tx.run(sql.ALL_STEPS, number)[0][0]
@@ -269,27 +296,26 @@ class Workflows:
 
     def recount(self, tx: Transaction, seqs: list[int]) -> None:
         """These rows had ended and run again: their workflows run again too."""
-        known = self._writer.counters.get(WORKFLOWS)
-        if not seqs or not known or not any(known.values()):
+        if not seqs or not self.any:
             return
         self.settle(tx)
         rows = tx.run(sql.WORKFLOWS_OF, json_text(seqs))
         if not rows:
             return
-        tx.run(sql.RECOUNT, json_text([number for number, _ in rows]), tx.now_ms, tx.number)
-        for _, state in rows:
+        tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
+        for _, state, undo in rows:
+            self.compensation.wanted |= bool(undo)
             tx.count(WORKFLOWS, state, -1)
             tx.count(WORKFLOWS, RUNNING)
         self._next_deadline_ms = 0  # one may have a new one
 
     @staticmethod
-    def _find(tx: Transaction, workflow_id: str) -> tuple[int, str, int | None]:
-        """(number, state, paused_at). NotFound if there is none."""
+    def _find(tx: Transaction, workflow_id: str) -> _Standing:
+        """NotFound if there is none."""
         rows = tx.run(sql.WORKFLOW_STATE, workflow_id)
         if not rows:
             raise NotFound("workflow", workflow_id)
-        number, state, _, paused_at = rows[0]
-        return number, state, paused_at
+        return _Standing(*rows[0])
 
     # ---------------------------------------------------------------------------------------------------------- deadlines
 
@@ -298,6 +324,7 @@ class Workflows:
 
     def load(self, tx: Transaction, ended: list[int]) -> None:
         """At start; ``ended`` are the rows that a dead process left running, and that have ended with it."""
+        self.compensation.load(tx)
         self.ended(tx, ended)
         self.settle(tx)
         self.look(tx)

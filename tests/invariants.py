@@ -75,6 +75,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _schedules(look, deleted=deleted)
         _rules(look)
         _workflows(look, deleted=deleted)
+        _compensations(look)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -239,6 +240,7 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
     if deleted:
         return
     kept = "(SELECT count(*) FROM json_each(w.kept))"
+    jobs += " AND s.role = 'step'"
     done = (
         f"{kept} + (SELECT count(*) {jobs} AND (j.state = 'completed' OR (s.skipped AND j.completed_at IS NOT NULL)))"
     )
@@ -250,10 +252,45 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
         "open steps, not as counted",
         f"SELECT id, open FROM workflows w WHERE open <> (SELECT count(*) {jobs} AND j.completed_at IS NULL)",
     )
+    look.none(
+        "jobs beside the steps, not as counted",
+        "SELECT id, beside FROM workflows w WHERE beside <> (SELECT count(*) FROM steps s JOIN jobs j ON j.seq = s.job "
+        "WHERE s.workflow = w.number AND s.role <> 'step' AND j.completed_at IS NULL)",
+    )
     look.none("done steps, not as counted", f"SELECT id, done FROM workflows w WHERE done <> {done}")
     look.none(
         "completed with steps that did not end well, or not completed though all did",
         f"SELECT id, state FROM workflows w WHERE state <> 'running' AND (state = 'completed') <> (total_steps = {done})",
+    )
+
+
+def _compensations(look: Snapshot) -> None:
+    both = "steps u JOIN jobs c ON c.seq = u.job JOIN steps s ON s.workflow = u.workflow AND s.idx = u.idx AND s.name = u.name "
+    both += "AND s.role IN ('step', 'item') JOIN jobs j ON j.seq = s.job WHERE u.role = 'undo'"
+    look.none(
+        "a step that is undone twice",
+        "SELECT workflow, name, count(*) FROM steps WHERE role = 'undo' GROUP BY workflow, idx, name HAVING count(*) > 1",
+    )
+    look.none(
+        "undone, though it had not ended well", f"SELECT c.id, j.id, j.state FROM {both} AND j.state <> 'completed'"
+    )
+    look.none("undone before it had ended", f"SELECT c.id, j.id FROM {both} AND c.started_at < j.completed_at")
+    look.none(
+        "undone in another order than the reverse of that in which they ended",
+        "SELECT workflow FROM (SELECT u.workflow, j.completed_at AS at, lag(j.completed_at) OVER "
+        f"(PARTITION BY u.workflow ORDER BY c.seq) AS later FROM {both}) WHERE later < at",
+    )
+    look.none(
+        "a workflow that undoes, and has ended well",
+        "SELECT id FROM workflows WHERE undoing_at IS NOT NULL AND state = 'completed'",
+    )
+    look.none(
+        "a workflow that has not ended well, and a step that is not undone",
+        "SELECT w.id, s.name FROM workflows w JOIN steps s ON s.workflow = w.number AND s.role = 'step' "
+        "JOIN jobs j ON j.seq = s.job WHERE w.state IN ('failed', 'cancelled') AND j.state = 'completed' "
+        "AND json_extract(w.definition, '$.steps[' || s.idx || '].compensate') IS NOT NULL "
+        "AND coalesce(w.cause, '') NOT LIKE '%cannot begin%' "
+        "AND NOT EXISTS (SELECT 1 FROM steps u WHERE u.workflow = w.number AND u.idx = s.idx AND u.role = 'undo')",
     )
 
 

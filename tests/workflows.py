@@ -11,7 +11,7 @@ import msgspec
 from miniflow.engine import Engine
 from miniflow.model import Accepted
 from miniflow.workflow_graph import decode_workflow
-from miniflow.workflow_intake import NewWorkflow, WorkflowIntake
+from miniflow.workflow_intake import NewWorkflow
 from tests.engines import verb
 from tests.invariants import read
 from tests.waiting import wait_until
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 def new_workflow(engine: Engine, steps: list[dict[str, Any]], **fields: Any) -> NewWorkflow:
     body = msgspec.json.encode({"name": "flow", "steps": steps, **fields})
-    return WorkflowIntake(engine.intake).workflow(decode_workflow(body))
+    return engine.workflow_intake.workflow(decode_workflow(body))
 
 
 def start(engine: Engine, steps: list[dict[str, Any]], **fields: Any) -> str:
@@ -54,7 +54,7 @@ def steps(path: str | Path, workflow_id: str) -> dict[str, tuple[str, Any]]:
     """State and result of the job of each step, by name."""
     sql = """
     SELECT s.name, iif(s.skipped AND j.state = 'cancelled', 'skipped', j.state), j.result FROM workflows w
-    JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job WHERE w.id = ? ORDER BY s.idx
+    JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job WHERE w.id = ? AND s.role = 'step' ORDER BY s.idx
     """
     with closing(read(path)) as connection:
         found = connection.execute(sql, (workflow_id,))
@@ -64,7 +64,8 @@ def steps(path: str | Path, workflow_id: str) -> dict[str, tuple[str, Any]]:
 def step_job(path: str | Path, workflow_id: str, name: str) -> str:
     """The id of the job that a step is."""
     sql = """
-    SELECT j.id FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job WHERE w.id = ? AND s.name = ?
+    SELECT j.id FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job
+    WHERE w.id = ? AND s.name = ? AND s.role = 'step'
     """
     with closing(read(path)) as connection:
         ((job_id,),) = connection.execute(sql, (workflow_id, name))

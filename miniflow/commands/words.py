@@ -28,7 +28,13 @@ STYLES = {
 }
 """The colour of a state. It always stands with the word: not everybody sees colours, and not every terminal has them."""
 
-WORKFLOW_STYLES = {"failed": "bold red", "paused": "yellow", "skipped": "dim", "reused": "green"}
+WORKFLOW_STYLES = {
+    "failed": "bold red",
+    "paused": "yellow",
+    "compensating": "yellow",
+    "skipped": "dim",
+    "reused": "green",
+}
 """That of what workflows and their steps can be beside it."""
 
 LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}

@@ -15,7 +15,7 @@ from miniflow.commands.exits import Complaint
 from miniflow.commands.session import LAST, Session, remote
 from miniflow.commands.tables import Column, fitting, pairs, table
 from miniflow.commands.values import read_text
-from miniflow.commands.workflow_views import summary, tree
+from miniflow.commands.workflow_views import status_of, summary, tree
 
 if TYPE_CHECKING:
     from miniflow.workflow_answers import Workflow
@@ -193,7 +193,7 @@ def list_(session: Session, name: str | None, status: str | None, limit: int) ->
 
 
 def _status(one: Workflow) -> Text:
-    return words.state("paused" if one.paused and not one.ended else one.status)
+    return words.state(status_of(one))
 
 
 # ----------------------------------------------------------------------------------------------------------------- acting

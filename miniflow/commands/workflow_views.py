@@ -11,7 +11,7 @@ from miniflow.commands import words
 from miniflow.commands.tables import Cell, fitting
 
 if TYPE_CHECKING:
-    from miniflow.workflow_answers import Workflow, WorkflowStep
+    from miniflow.workflow_answers import Compensation, Workflow, WorkflowStep
 
 MARKS = {
     "completed": "✓",
@@ -37,6 +37,13 @@ PLAIN_MARKS = {
 }
 
 
+def status_of(workflow: Workflow) -> str:
+    """Its status, or what else there is to say of one that runs."""
+    if workflow.ended:
+        return workflow.status
+    return "paused" if workflow.paused else "compensating" if workflow.compensating else workflow.status
+
+
 class _Branch(NamedTuple):
     step: WorkflowStep
     depth: int
@@ -44,7 +51,7 @@ class _Branch(NamedTuple):
 
 def tree(workflow: Workflow, width: int | None, at: dt.datetime, *, plain: bool = False) -> list[Text]:
     """A line for the whole, one for each step, one below it for its error."""
-    status = "paused" if workflow.paused and not workflow.ended else workflow.status
+    status = status_of(workflow)
     whole = Text.assemble(
         (words.plain(workflow.name), "bold"), f"  {workflow.id}  ", words.state(status),
         f"  {workflow.current_step} of {workflow.total_steps}",
@@ -53,18 +60,28 @@ def tree(workflow: Workflow, width: int | None, at: dt.datetime, *, plain: bool 
     whole.append(f"  {took}" if took else "", "dim")
     lines = [fitting(whole, width)]
     for step, depth in _branches(workflow.steps):
-        indent = "  " * (depth + 1)
-        mark = (PLAIN_MARKS if plain else MARKS).get(step.status, " ")
-        line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(step.name), "  ")
-        line.append_text(words.state(step.status)).append(_about(step, at), "dim")
-        lines.append(fitting(line, width))
-        if step.error and step.status in ("dead_letter", "retrying", "expired", "cancelled"):
-            style = "dim" if step.status == "cancelled" else "red"
-            lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
+        lines += _lines(step, "  " * (depth + 1), step.name, width, at, plain=plain)
+    for undo in workflow.compensations:
+        lines += _lines(
+            undo, "  ", undo.name if undo.name == "on_failure" else f"undo {undo.name}", width, at, plain=plain
+        )
     return lines
 
 
-def _about(step: WorkflowStep, at: dt.datetime) -> str:
+def _lines(
+    step: WorkflowStep | Compensation, indent: str, name: str, width: int | None, at: dt.datetime, *, plain: bool
+) -> list[Text]:
+    mark = (PLAIN_MARKS if plain else MARKS).get(step.status, " ")
+    line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(name), "  ")
+    line.append_text(words.state(step.status)).append(_about(step, at), "dim")
+    lines = [fitting(line, width)]
+    if step.error and step.status in ("dead_letter", "retrying", "expired", "cancelled"):
+        style = "dim" if step.status == "cancelled" else "red"
+        lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
+    return lines
+
+
+def _about(step: WorkflowStep | Compensation, at: dt.datetime) -> str:
     parts = [] if step.name == step.task else [words.plain(step.task)]
     if step.started_at is not None and step.status in ("running", "completed", "dead_letter"):
         parts.append(_took(step.started_at, step.completed_at, at))

@@ -11,7 +11,7 @@ from miniflow.web import workflows
 from miniflow.web.describing import readable
 from miniflow.web.document import EVENT_STREAM, Answer, Body, Operation
 from miniflow.web.examples import AT, ID
-from miniflow.workflow_queries import Workflow, WorkflowPage, WorkflowStep
+from miniflow.workflow_queries import Compensation, Workflow, WorkflowPage, WorkflowStep
 
 JOB_ID = "0199e0c4-7d3e-7a41-9c1f-2b6e5d8a4f11"
 NEW: dict[str, Any] = {
@@ -35,6 +35,19 @@ STARTS: dict[str, Any] = {
             {"name": "again", "task": "greet", "payload": {"name": "${steps.greet.0}"}},
         ],
     },
+    "undone if it fails": {
+        "name": "trip",
+        "steps": [
+            {
+                "name": "book",
+                "task": "greet",
+                "payload": {"name": "Ada"},
+                "compensate": {"task": "greet", "payload": {"name": "${output.0}"}},
+            },
+            {"name": "pay", "task": "noop"},
+        ],
+        "on_failure": {"task": "greet", "payload": {"name": "${workflow.error}"}},
+    },
     "a graph": {
         "name": "numbers",
         "timeout": 3600,
@@ -48,10 +61,21 @@ STARTS: dict[str, Any] = {
 _NEWS = f"id: 4711-0\nevent: workflow\ndata: {msgspec.json.encode(RUN).decode()}\n\n"
 EVENTS = f'retry: 1000\n\n{_NEWS}event: end\ndata: {{"status": "completed"}}\n\n'
 
+COMPENSATED = {
+    **NEW, "status": "failed", "current_step": 1, "completed_at": AT, "error": "step again is dead_letter: ValueError: no",
+    "compensations": [
+        {"name": "greet", "index": 0, "job_id": JOB_ID, "task": "noop", "status": "completed", "attempt": 1, "payload": {}}
+    ],
+}  # fmt: skip
+
 FIELDS: dict[str, str | dict[str, Any]] = {
     "Workflow.current_step": "How many steps are done",
     "Workflow.status": {"enum": ["running", "completed", "failed", "cancelled"]},
-    "Workflow.error": "The first step that did not end well, and why",
+    "Workflow.error": "The first step that did not end well, and why; and each compensation that did not",
+    "Workflow.compensating": "It runs still, since what its steps did is being undone",
+    "Workflow.compensations": "What undoes its steps, the last first, and its `on_failure`",
+    "Compensation.name": "The step that it undoes, or `on_failure`",
+    "Compensation.index": "The place of that step",
     "Workflow.rerun_of": "The run that this one repeats",
     "Workflow.deadline_at": "When it fails if it has not ended",
     "WorkflowStep.needs": "The steps that it needs, where the workflow is a graph",
@@ -63,6 +87,12 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Step.task": "The name of the task",
     "Step.type": "Another name for `task`; one of the two is needed",
     "Step.payload": "What the task takes; may refer to `${input…}`, `${steps.NAME…}` and `${workflow.id}`",
+    "Step.compensate": "What undoes it, when it has ended well and the workflow does not; may refer to `${output}`",
+    "Work.task": "The name of the task",
+    "Work.type": "Another name for `task`; one of the two is needed",
+    "Work.payload": "What the task takes; may refer to `${workflow.error}`, `${workflow.status}` and `${workflow.failed_step}`",
+    "Work.executor": "Run it in a thread, or in a process of its own, whatever the task says",
+    "WorkflowSubmission.on_failure": "What is run when it does not end well, after all compensations",
     "Step.executor": "Run it in a thread, or in a process of its own, whatever the task says",
     "Step.needs": "Names of steps that must have ended well before; where no step has it, they run in order",
     "Step.when": "Skipped unless this holds: `${steps.check.rows} > 0`, `not ${input.dry}`",
@@ -72,10 +102,11 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Rerun.input": "Another input than that of the run before",
 }
 
-OMITTING = (Workflow, WorkflowPage, WorkflowStep)
+OMITTING = (Workflow, WorkflowPage, WorkflowStep, Compensation)
 
-Step = readable(workflow_graph.Step)
-Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step])  # type: ignore[valid-type]
+Work: Any = readable(workflow_graph.Work)
+Step: Any = readable(workflow_graph.Step, compensate=Work | None)
+Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step], on_failure=Work | None)
 Rerun = readable(workflows.Rerun)
 
 

@@ -182,6 +182,7 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
         steps=definition.steps,
         input=msgspec.Raw(b"null") if given is msgspec.UNSET else given,
         timeout=definition.timeout,
+        on_failure=definition.on_failure,
         description=before.description,
         meta=None if before.meta is msgspec.UNSET else msgspec.json.decode(before.meta),
     )

@@ -18,7 +18,7 @@ from miniflow.async_client import AsyncClient
 from miniflow.cli import cli
 from miniflow.client import Client
 from miniflow.commands import exits
-from miniflow.workflow_answers import Workflow, WorkflowNotEnded, WorkflowStep
+from miniflow.workflow_answers import Compensation, Workflow, WorkflowNotEnded, WorkflowStep
 from tests.api import TASKS, assert_problem, get
 from tests.invariants import check_invariants
 from tests.servers import Server
@@ -212,6 +212,33 @@ def test_retry_goes_on_and_a_rerun_takes_over_what_was_done(client: httpx.Client
     assert [step["output"] for step in whole["steps"]] == [3, "good now", 4]
     unknown = client.post(f"/api/v1/workflows/{workflow['id']}/rerun", json={"from": "nobody"})
     assert_problem(unknown, 422, field="from", says="there is no step 'nobody'; there are first, second, third")
+
+
+def test_what_is_undone_is_shown_and_not_taken_over(server: Server, client: httpx.Client) -> None:
+    steps = [
+        {
+            "name": "first",
+            "task": "add",
+            "payload": {"a": 1},
+            "compensate": {"task": "whole", "payload": {"was": "${output}"}},
+        },
+        {"name": "second", "task": "add", "payload": {"a": "${steps.first}"}},
+        {"name": "third", "task": "bad"},
+    ]
+    told = {"task": "bad", "payload": {"text": "${workflow.failed_step}"}}
+    found = end_of(client, start(client, steps, on_failure=told))
+    assert found["error"] == "step third is dead_letter: ValueError: no; on_failure is dead_letter: ValueError: third"
+    undone, last = found["compensations"]
+    assert (undone["name"], undone["status"], undone["payload"]) == ("first", "completed", {"was": 3})
+    assert (last["name"], last["index"], last["error"]) == ("on_failure", 3, "ValueError: third")
+    assert undone.keys() | last.keys() <= {field.encode_name for field in msgspec.structs.fields(Compensation)}
+    shown = miniflow(server, "show", found["id"]).output
+    assert "undo first  completed  whole" in shown
+    again = client.post(f"/api/v1/workflows/{found['id']}/rerun", json={"from": "second"})
+    assert_problem(again, 422, field="from", says="the step 'first'")
+    assert_problem(client.post(f"/api/v1/workflows/{found['id']}/retry"), 409, says="rerun it")
+    wrong = client.post("/api/v1/workflows", json={"name": "x", "steps": steps, "on_failure": {"tsk": "bad"}})
+    assert_problem(wrong, 422, field="on_failure.tsk")
 
 
 # -------------------------------------------------------------------------------------------------------- from the client

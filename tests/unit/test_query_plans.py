@@ -11,11 +11,19 @@ from pathlib import Path
 import apsw
 import pytest
 
-from miniflow import db, dependency_statements, list_statements, rule_statements, statements, workflow_statements
+from miniflow import (
+    compensation_statements,
+    db,
+    dependency_statements,
+    list_statements,
+    rule_statements,
+    statements,
+    workflow_statements,
+)
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements, rule_statements, workflow_statements)
+    for module in (statements, dependency_statements, rule_statements, workflow_statements, compensation_statements)
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }

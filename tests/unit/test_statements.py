@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from miniflow import dependency_statements, rule_statements, statements, workflow_statements
+from miniflow import compensation_statements, dependency_statements, rule_statements, statements, workflow_statements
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements, rule_statements, workflow_statements)
+    for module in (statements, dependency_statements, rule_statements, workflow_statements, compensation_statements)
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
