@@ -21,7 +21,7 @@ from miniflow.errors import MiniFlowError, TransitionRefused
 from miniflow.model import Accepted, NewJob, Waits
 from miniflow.references import Known
 from miniflow.states import State
-from miniflow.workflow_graph import Work, decode_definition, names_of
+from miniflow.workflow_graph import Work, as_items, decode_definition, names_of
 from miniflow.writer import Transaction, json_text
 
 if TYPE_CHECKING:
@@ -79,13 +79,17 @@ class Compensation:
     def _begin(self, tx: Transaction, failed: _Failed) -> None:
         definition = decode_definition(failed.definition)
         names, outputs, plan = names_of(definition.steps), _decode(failed.kept) if failed.kept else {}, []
-        for idx, name, role, skipped, result in tx.run(sql.DONE_STEPS, failed.number):
+        for idx, name, role, kind, skipped, result in tx.run(sql.DONE_STEPS, failed.number):
             output = None if result is None else _decode(result)
             if role == "step":
                 outputs[names[idx]] = output
             work = definition.steps[idx].compensate
-            if work is not None and not skipped:
-                plan.append(_Undo(idx, name, "undo", work, {"output": output}))
+            if work is None or skipped or kind == "for_each":  # of that its items are undone
+                continue
+            own = {"output": output}
+            if role == "item":
+                own["index"] = int(name.rpartition("[")[2].rstrip("]"))
+            plan.append(_Undo(idx, name, "undo", work, own))
         if definition.on_failure is not None:
             plan.append(_Undo(len(names), ON_FAILURE, ON_FAILURE, definition.on_failure, {}))
         if not plan:
@@ -99,11 +103,17 @@ class Compensation:
             "status": "failed" if cause else "cancelled",
             "failed_step": step if cause and not failed.error else None,
         }
+        given = _decode(failed.input)
+        lists: dict[int, list[Any]] = {}
         jobs: list[NewJob] = []
         rows: list[list[Any]] = []
         for undo in plan:
-            known = Known(_decode(failed.input), workflow, outputs, undo.own)
+            known = Known(given, workflow, outputs, undo.own)
             try:
+                if "index" in undo.own:
+                    if undo.idx not in lists:
+                        lists[undo.idx] = as_items(references.fill(definition.steps[undo.idx].for_each, known))
+                    undo.own["item"] = lists[undo.idx][undo.own["index"]]
                 job = self._job(tx, undo, known, failed.request_id, jobs)
             except MiniFlowError as exc:  # its task is gone, or it refers to what is not there
                 what = undo.role if undo.role == ON_FAILURE else f"the compensation of step {undo.name}"

@@ -20,9 +20,9 @@ WHERE w.number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON 
   AND w.undo = 1 AND w.undoing_at IS NULL AND w.open = 0 AND w.beside = 0 AND w.state = 'running' AND w.done < w.total_steps
 """
 
-# What has ended well of a workflow, the last first: [idx, name, role, skipped, result]
+# What has ended well of a workflow, the last first: [idx, name, role, kind, skipped, result]
 DONE_STEPS = """
-SELECT s.idx, s.name, s.role, s.skipped, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
+SELECT s.idx, s.name, s.role, s.kind, s.skipped, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
 WHERE s.workflow = ?1 AND s.role IN ('step', 'item') AND (j.state = 'completed' OR s.skipped)
 ORDER BY j.completed_at DESC, j.seq DESC
 """

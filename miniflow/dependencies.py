@@ -100,6 +100,12 @@ class Dependencies:
             if job.waits is not None
             for place, parent in enumerate(job.waits.ids(accepted))
         ]
+        self.add_edges(tx, rows)
+
+    def add_edges(self, tx: Transaction, rows: list[tuple[str, str, str, int]]) -> None:
+        """Rows wait for others from now on: [(parent's id, child's id, kind, idx)]."""
+        if not rows:
+            return
         tx.run(sql.INSERT_EDGES, json_text(rows))
         known = self._known(tx, {parent for parent, *_ in rows})
         self.waited_for.update(seq for _, seq, _ in known)
@@ -168,10 +174,11 @@ class Dependencies:
         rows = _decode_ready(tx.run(sql.READY_OF_PENDING, json_text(seqs), tx.now_ms)[0][0]) if seqs else []
         to_fill = [row.seq for row in rows if row.to_fill]
         if to_fill:
-            reasons = self._jobs.workflows.prepare(tx, to_fill)
+            reasons, not_yet = self._jobs.workflows.prepare(tx, to_fill)
             if reasons:
                 self._cancel_because(tx, reasons)
-                rows = [row for row in rows if row.seq not in reasons]
+            if reasons or not_yet:
+                rows = [row for row in rows if row.seq not in reasons and row.seq not in not_yet]
         if not rows:
             return
         tx.run(sql.READY_IF_PENDING, json_text([row.seq for row in rows]), tx.now_ms, self._jobs.turn(tx), tx.number)
@@ -236,6 +243,8 @@ class Dependencies:
 
     def wait_again(self, tx: Transaction, seqs: list[int]) -> None:
         """These rows were cancelled and are pending again: each waits for its parents as at first."""
+        if not seqs:
+            return
         children = json_text(seqs)
         tx.run(sql.REOPEN_EDGES_OF_CHILDREN, children)
         parents = tx.run(sql.PARENTS_OF_CHILDREN, children)

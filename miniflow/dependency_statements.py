@@ -32,10 +32,10 @@ UPDATE edges SET done = 1 FROM json_each(?1) d WHERE edges.child = d.value ->> 0
 """
 
 # Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused: one JSON array
-# of [seq, queue, priority, due, expires_at, has something to be filled in or a condition]
+# of [seq, queue, priority, due, expires_at, has something to be filled in, a condition, or stands for others]
 READY_OF_PENDING = """
 SELECT json_group_array(json_array(seq, queue, priority, CASE WHEN run_at > ?2 THEN run_at END, expires_at,
-                                   (SELECT template IS NOT NULL OR condition IS NOT NULL FROM steps WHERE job = jobs.seq)))
+                                   (SELECT coalesce(template, condition, kind) IS NOT NULL FROM steps WHERE job = jobs.seq)))
 FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'pending' AND NOT EXISTS (
   SELECT 1 FROM edges INDEXED BY edges_open_of_child WHERE child = jobs.seq AND done = 0 AND parent IS NOT NULL)

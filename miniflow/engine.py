@@ -127,6 +127,7 @@ class Engine:
             max_queue=settings.max_queue,
             max_queues=settings.max_queues,
             max_payload_bytes=settings.max_payload_bytes,
+            max_result_bytes=settings.max_result_bytes,
             cancel_grace_ms=round(settings.stop_grace * 1000),
             rules=Rules(self.registry, self.clock),
             ageing_ms=round(settings.priority_ageing * 1000),
@@ -138,7 +139,8 @@ class Engine:
         intake = Intake(
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
-        flows = self.jobs.workflows.compensation.intake = WorkflowIntake(intake)
+        flows = WorkflowIntake(intake)
+        self.jobs.workflows.compensation.intake = self.jobs.workflows.expansion.intake = flows
         return intake, flows
 
     def _scheduling(self) -> Schedules:

@@ -56,6 +56,7 @@ class Jobs:
         max_queue: int,
         max_queues: int,
         max_payload_bytes: int,
+        max_result_bytes: int,
         cancel_grace_ms: int,
         rules: Rules,
         ageing_ms: int = 0,
@@ -78,7 +79,9 @@ class Jobs:
         writer.every_group(self._begin, before=True)
         self.progress = ProgressBoard(writer, clock)  # after the marks, before the ends: those take the lease away
         self.submitting = Submitting(self, writer, max_queue=max_queue, max_queues=max_queues)
-        self.workflows = Workflows(self, writer, clock, max_payload_bytes=max_payload_bytes)
+        self.workflows = Workflows(
+            self, writer, clock, max_payload_bytes=max_payload_bytes, max_result_bytes=max_result_bytes
+        )
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)

@@ -41,7 +41,11 @@ class Reference(NamedTuple):
     path: tuple[str, ...]
 
 
-OWN = {"output": "in the compensation of a step"}
+OWN = {
+    "output": "in the compensation of a step",
+    "item": "in a step with for_each",
+    "index": "in a step with for_each",
+}
 """Roots of references that lead somewhere in some places only, and where."""
 
 
@@ -75,6 +79,11 @@ def find(value: Any) -> Iterator[Reference]:
     elif isinstance(value, list):
         for one in value:
             yield from find(one)
+
+
+def is_one(text: str) -> bool:
+    """Whether a text is one reference and nothing else."""
+    return _WHOLE.fullmatch(text) is not None
 
 
 def fill(value: Any, known: Known) -> Any:
@@ -117,12 +126,13 @@ def look_up(reference: Reference, known: Known) -> Any:
         elif isinstance(value, list) and key.lstrip("-").isdigit() and -len(value) <= int(key) < len(value):
             value = value[int(key)]
         else:
-            raise BadReference(f"${{{reference.text}}}: {said} has no {key!r}, it is {_in_short(value)}")
+            raise BadReference(f"${{{reference.text}}}: {said} has no {key!r}, it is {in_short(value)}")
         said += f".{key}"
     return value
 
 
-def _in_short(value: Any) -> str:
+def in_short(value: Any) -> str:
+    """What a value is, for an error."""
     if isinstance(value, Mapping):
         return f"an object with {', '.join(list(value)[:5]) or 'nothing'}{', …' if len(value) > 5 else ''}"
     if isinstance(value, list):
@@ -184,5 +194,5 @@ def _compare(left: Any, operator: str, right: Any) -> bool:
             return bool(left != right)
     numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (left, right))
     if not numbers and not (isinstance(left, str) and isinstance(right, str)):
-        raise BadReference(f"{_in_short(left)} {operator} {_in_short(right)}: only numbers, or texts, have an order")
+        raise BadReference(f"{in_short(left)} {operator} {in_short(right)}: only numbers, or texts, have an order")
     return bool(_ORDER[operator](left, right))

@@ -4,7 +4,8 @@ Everything else is derived from this table: the guards in ``statements.py``, the
 trigger in the file checks (compared with this table at every start), and the diagram in the README.
 
 ``needs_lease`` marks the moves that only the holder of a lease may make. A claim does not move a job: it puts a lease on a
-queued row. The begin mark (queued → running) rides in the next group commit, and is left out where the end of the attempt is
+queued row. A row that only stands for others is collected when they have ended, without a worker.
+The begin mark (queued → running) rides in the next group commit, and is left out where the end of the attempt is
 in that same commit already; that is why the ends of an attempt may also start from a *leased* queued row.
 """
 
@@ -55,6 +56,7 @@ class Move(NamedTuple):
 MOVES = (
     Move("ready", State.PENDING, State.QUEUED),
     Move("ready", State.PENDING, State.SCHEDULED),
+    Move("collect", State.PENDING, State.COMPLETED),
     Move("promote", State.SCHEDULED, State.QUEUED),
     Move("promote", State.RETRYING, State.QUEUED),
     Move("begin", State.QUEUED, State.RUNNING, needs_lease=True),

@@ -10,8 +10,27 @@ import msgspec
 from miniflow.answers import Answer, ClientError
 
 
+class BadItem(Answer):
+    """An item of ``for_each`` that did not end well, and the job that it is."""
+
+    index: int
+    job_id: str = ""
+    status: str = ""
+    error: str | None = None
+
+
+class Items(Answer):
+    """How far the items of a step with ``for_each`` are. ``bad`` are the first that did not end well."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    bad: list[BadItem] = msgspec.field(default_factory=list)
+
+
 class WorkflowStep(Answer):
-    """A step of a workflow, and the job that it is. ``status`` is that of the job, or skipped, or reused (of a rerun)."""
+    """A step of a workflow, and the job that it is. ``status`` is that of the job, or skipped, or reused (of a
+    rerun), or failed (items of it)."""
 
     name: str
     index: int = 0
@@ -27,6 +46,7 @@ class WorkflowStep(Answer):
     payload: Any = None
     output: Any = None
     progress: Any = None
+    items: Items | None = None
     error: str | None = None
     started_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None

@@ -28,6 +28,7 @@ class Workflows:
 
         A step is ``{"name": …, "task": …, "payload": …}`` with ``needs``, ``when`` and options of a job. Without ``needs`` they
         run one after the other. A payload may refer to the input and to steps before it: ``"${input.day}"``, ``"${steps.load}"``.
+        With ``for_each`` there is a job for each item of a list, and its payload knows ``"${item}"`` and ``"${index}"``.
         With ``compensate`` a step says what undoes it when the workflow does not end well, and ``on_failure`` what is run then.
         It is repeated as a submit is.
         """

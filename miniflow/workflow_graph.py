@@ -14,9 +14,12 @@ import msgspec
 from miniflow import references
 from miniflow.errors import InvalidRequest
 from miniflow.intake import EMPTY, Key, Seconds, Short
+from miniflow.references import BadReference
 from miniflow.retry import RetryPolicy
 
 STEPS_MAX = 10_000
+ITEMS_MAX = 10_000
+"""Of one list of for_each."""
 Name = Annotated[str, msgspec.Meta(pattern=f"^{references.NAME}$")]
 NULL = msgspec.Raw(b"null")
 
@@ -44,6 +47,8 @@ class Step(Work):
     name: Name | None = None
     needs: list[str] | None = None
     when: str | None = None
+    for_each: str | list[Any] | None = None
+    max_parallel: Annotated[int, msgspec.Meta(ge=1, le=ITEMS_MAX)] | None = None
     compensate: Work | None = None
 
 
@@ -73,6 +78,16 @@ class Definition(msgspec.Struct, omit_defaults=True):
         return self.on_failure is not None or any(step.compensate is not None for step in self.steps)
 
 
+def as_items(found: Any) -> list[Any]:
+    """What for_each leads to, if it is a list that is not too long. BadReference."""
+    if not isinstance(found, list):
+        raise BadReference(f"for_each leads to no list, but to {references.in_short(found)}")
+    if len(found) > ITEMS_MAX:
+        raise BadReference(f"for_each leads to a list of {len(found):,}, and {ITEMS_MAX:,} are the most; go in parts")
+    return found
+
+
+decode_step = msgspec.json.Decoder(Step).decode
 decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode
 decode_definition = msgspec.json.Decoder(Definition).decode
 
@@ -164,7 +179,3 @@ def not_before(definition: Definition, name: str) -> tuple[list[str], set[str]]:
         raise InvalidRequest("from", f"there is no step {name!r}; there are {', '.join(names[:20])}")
     again = descendants(names.index(name), needs_of(definition.steps, names))
     return names, {names[n] for n in again}
-
-
-decode_workflow = msgspec.json.Decoder(WorkflowSubmission).decode
-decode_definition = msgspec.json.Decoder(Definition).decode

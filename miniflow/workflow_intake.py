@@ -24,8 +24,10 @@ from miniflow.states import State
 from miniflow.workflow_graph import (
     Before,
     Definition,
+    Step,
     Work,
     WorkflowSubmission,
+    as_items,
     before_of,
     names_of,
     needs_of,
@@ -45,6 +47,8 @@ class NewWorkflow(NamedTuple):
     loose: list[str]
     """Ids of pending jobs that wait for nobody: they have something to be filled in, or a condition."""
     undoes: bool
+    expands: bool
+    """Whether a step of it stands for others."""
     timeout_ms: int | None = None
     key: str | None = None
     fingerprint: str | None = None
@@ -86,12 +90,14 @@ class WorkflowIntake:
         jobs, rows, loose = [], [], []
         for step in made:
             parents = tuple(places[n] for n in needs[step.idx] if n in places)
-            job, later = step.job, bool(step.template or step.condition)
+            job, later = step.job, bool(step.template or step.condition or step.kind)
             if parents or later:
                 job.row[4] = State.PENDING
                 job = job._replace(state=State.PENDING, waits=Waits(parents) if parents else None)
             jobs.append(job)
-            rows.append([job.id, new_id, step.idx, names[step.idx], step.template, step.condition, step.refs])
+            rows.append(
+                [job.id, new_id, step.idx, names[step.idx], step.template, step.condition, step.refs, None, step.kind]
+            )
             if later and not parents:
                 loose.append(job.id)
         timeout_ms = max(round(s.timeout * 1000), 1) if s.timeout else None
@@ -114,7 +120,17 @@ class WorkflowIntake:
             int(definition.undoes),
         ]
         return NewWorkflow(
-            new_id, s.name, row, jobs, rows, loose, definition.undoes, timeout_ms, s.idempotency_key, mark
+            new_id,
+            s.name,
+            row,
+            jobs,
+            rows,
+            loose,
+            definition.undoes,
+            any(step.kind for step in made),
+            timeout_ms,
+            s.idempotency_key,
+            mark,
         )
 
     def _step(
@@ -126,6 +142,10 @@ class WorkflowIntake:
         request_id: str | None,
     ) -> _Made:
         step, where, kept = s.steps[n], f"steps[{n}].", known.steps
+        if step.for_each is not None:
+            return self._for_each(step, n, before, known, request_id)
+        if step.max_parallel is not None:
+            raise InvalidRequest(f"{where}max_parallel", "is of the items of for_each, and there is none")
         template, payload, wanted = None, step.payload, set[str]()
         if b"${" in bytes(payload):
             value = _decode(payload)
@@ -143,6 +163,36 @@ class WorkflowIntake:
         job = self._job(step, payload, request_id, where, checked=template is None)
         return _Made(n, job, template, step.when, _json(refs))
 
+    def _for_each(self, step: Step, n: int, before: Before, known: Known, request_id: str | None) -> _Made:
+        """The job that stands for those of the items. Where the list is known already, each of them is looked at."""
+        where = f"steps[{n}]."
+        if isinstance(step.for_each, str) and not references.is_one(step.for_each):
+            raise InvalidRequest(
+                f"{where}for_each",
+                f"{step.for_each!r} is neither a list nor one reference to a list, as ${{steps.list}}",
+            )
+        of_list = _steps_of(step.for_each, f"{where}for_each") - known.steps.keys()
+        payload = _decode(step.payload)
+        wanted = _steps_of(payload, f"{where}payload", ("item", "index")) - known.steps.keys()
+        model = self._job(step, step.payload, request_id, where, checked=not list(references.find(payload)))
+        if not of_list:
+            try:
+                items = as_items(references.fill(step.for_each, known))
+            except BadReference as exc:
+                raise InvalidRequest(f"{where}for_each", str(exc)) from None
+            for place, item in enumerate(items if not wanted else ()):
+                own = known._replace(own={"item": item, "index": place})
+                try:
+                    filled = msgspec.Raw(_encode(references.fill(payload, own)))
+                except BadReference as exc:
+                    raise InvalidRequest(f"{where}payload", f"for item {place}: {exc}") from None
+                self._job(step, filled, request_id, where, checked=True)
+        wanted |= of_list
+        if step.when is not None:
+            wanted |= _steps_of_condition(step.when, f"{where}when") - known.steps.keys()
+        refs = sorted(before.place(name, n, where) for name in wanted)
+        return _Made(n, stand_in(FOR_EACH, model, step, request_id), None, step.when, _json(refs), "for_each")
+
     def _check_undoing(self, s: WorkflowSubmission, known: Known, before: Before) -> None:
         """InvalidRequest and the like for a compensation, or an on_failure, that could not be run."""
         said = dict.fromkeys(("error", "status", "failed_step"))
@@ -150,7 +200,8 @@ class WorkflowIntake:
         for name, n in before.places.items():
             work = s.steps[n].compensate
             if work is not None:
-                for wanted in self._check_work(work, f"steps[{n}].compensate.", known, ("output",)) - {name}:
+                own = ("output",) if s.steps[n].for_each is None else ("output", "item", "index")
+                for wanted in self._check_work(work, f"steps[{n}].compensate.", known, own) - {name}:
                     before.place(wanted, n, f"steps[{n}].")
         if s.on_failure is not None:
             for wanted in self._check_work(s.on_failure, "on_failure.", known, ()):
@@ -212,6 +263,19 @@ class _Made(NamedTuple):
     template: str | None
     condition: str | None
     refs: str | None
+    kind: str | None = None
+
+
+FOR_EACH = "miniflow.for_each"
+"""The task of a job that stands for those of items. There is none of that name: it never runs."""
+
+
+def stand_in(task: str, model: NewJob, step: Step, request_id: str | None) -> NewJob:
+    """A job that stands for others, in the queue that they would be in."""
+    new_id = uuid7()
+    row = [new_id, task, model.queue, model.priority, State.PENDING, "{}", 0, None, None, 0, None, request_id]
+    row += [None, _json(step.tags), _json(step.meta), step.description]
+    return NewJob(new_id, task, model.queue, model.priority, State.PENDING, None, None, row)
 
 
 def _steps_of(value: Any, field: str, own: tuple[str, ...] = ()) -> set[str]:

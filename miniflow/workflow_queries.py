@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from miniflow import expansion_statements as expansion_sql
 from miniflow import workflow_statements as sql
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest, NotFound
@@ -17,16 +18,37 @@ from miniflow.workflows import RUNNING, STATES, WORKFLOWS
 from miniflow.writer import Writer
 
 BEYOND = 1 << 62
+BAD_SHOWN = 20
+"""Items that did not end well, of one workflow."""
 UNDOING_AT = -2
 """Its place in a row of ``WORKFLOW``."""
-CHANGED, ROLE = -2, -1
+CHANGED, ROLE, KIND, ITEMS = -4, -3, -2, -1
 """Their places in a row of ``STEPS_OF_WORKFLOW``."""
 _decode = msgspec.json.Decoder().decode
 
 
+class BadItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An item of ``for_each`` that did not end well, and the job that it is."""
+
+    index: int
+    job_id: str
+    status: str
+    error: str | None = None
+
+
+class Items(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How far the items of a step with ``for_each`` are. ``bad`` are the first that did not end well."""
+
+    total: int
+    done: int
+    failed: int
+    bad: list[BadItem] | None = None
+
+
 class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A step, and the job that it is. ``status`` is that of the job, or ``skipped`` (its condition did not hold), or ``reused``
-    (a rerun took over its output). Payload and output are left out where they are over 64 KiB; the job has them."""
+    (a rerun took over its output), or ``failed`` (items of it did not end well).
+    Payload and output are left out where they are over 64 KiB; the job has them."""
 
     name: str
     index: int
@@ -43,6 +65,7 @@ class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     progress: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    items: Items | None = None
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
@@ -115,7 +138,27 @@ class WorkflowQueries:
         found.steps = _steps(decode_definition(definition), jobs, _decode(row[8]) if row[8] else {})
         found.compensations = [_compensation(job) for job in jobs if job[ROLE] in ("undo", "on_failure")] or None
         found.change = max([row[-1], *(job[CHANGED] for job in jobs)])
+        if any(job[ITEMS] is not None for job in jobs):
+            self._add_items(found, row[0])
         return found
+
+    def _add_items(self, found: Workflow, number: int) -> None:
+        """How far the steps are that stand for others."""
+        bad: dict[int, list[BadItem]] = {}
+        for idx, name, job_id, state, error in self._readers.point(
+            expansion_sql.BAD_ITEMS_OF_WORKFLOW, number, BAD_SHOWN
+        ):
+            place = int(name.rpartition("[")[2].rstrip("]"))
+            bad.setdefault(idx, []).append(BadItem(index=place, job_id=job_id, status=state, error=error))
+        by_idx = {step.index: step for step in found.steps or ()}
+        for idx, ended, failed, begun, changed in self._readers.point(expansion_sql.ITEMS_OF_WORKFLOW, number):
+            found.change = max(found.change or 0, changed)
+            step = by_idx.get(idx)
+            if step is not None and step.items is not None:
+                step.items.done, step.items.failed, step.items.bad = ended - failed, failed, bad.get(idx)
+                step.started_at = rfc3339(begun)
+                if failed and step.status == State.CANCELLED:
+                    step.status = "failed"
 
     def change(self, workflow_id: str) -> tuple[int, bool] | None:
         """The number of its last change, and whether it has ended; None if there is none."""
@@ -236,14 +279,14 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
 def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
     (
         idx, name, skipped, job_id, task, queue, state, attempt, max_retries, started_at, completed_at, last_error, progress,
-        payload, result, _changed, _role,
+        payload, result, _changed, _role, kind, items,
     ) = row  # fmt: skip
     return WorkflowStep(
         name=name,
         index=idx,
         job_id=job_id,
-        task=task,
-        type=task,
+        task=task if kind is None else step.task or step.type or "",
+        type=task if kind is None else step.task or step.type or "",
         status="skipped" if skipped and state == State.CANCELLED else state,
         needs=step.needs,
         when=step.when,
@@ -251,7 +294,8 @@ def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
         executor=step.executor,
         attempt=attempt,
         max_retries=max_retries,
-        payload=_raw(payload),
+        payload=_raw(payload) if kind is None else msgspec.UNSET,
+        items=None if items is None else Items(total=items, done=0, failed=0),
         output=_raw(result) if result is not None or state != State.COMPLETED else msgspec.Raw(b"null"),
         progress=_raw(progress),
         error=last_error if state != State.COMPLETED else None,

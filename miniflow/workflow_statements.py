@@ -13,10 +13,10 @@ SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value 
 FROM json_each(?1)
 """
 
-# A step: [job's id, workflow's id, idx, name, template, condition, refs, role]
+# A step: [job's id, workflow's id, idx, name, template, condition, refs, role, kind]
 INSERT_STEPS = """
-INSERT INTO steps (job, workflow, idx, name, template, condition, refs, role)
-SELECT j.seq, w.number, s.value ->> 2, s.value ->> 3, s.value ->> 4, s.value ->> 5, s.value ->> 6, coalesce(s.value ->> 7, 'step')
+INSERT INTO steps (job, workflow, idx, name, template, condition, refs, role, kind)
+SELECT j.seq, w.number, s.value ->> 2, s.value ->> 3, s.value ->> 4, s.value ->> 5, s.value ->> 6, coalesce(s.value ->> 7, 'step'), s.value ->> 8
 FROM json_each(?1) s CROSS JOIN workflows w ON w.id = s.value ->> 1 CROSS JOIN jobs j ON j.id = s.value ->> 0
 """
 
@@ -60,13 +60,15 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
 """
 
 # What is to be filled in when the turn of steps comes; outputs are of the steps that are referred to.
-# [job, name, template, condition, workflow's id, its name, input, kept, outputs by name] each
+# The fields of expansion.Turn, in order.
 TO_PREPARE = """
-SELECT s.job, s.name, s.template, s.condition, w.id, w.name, w.input, w.kept, (
+SELECT s.job, p.id, s.name, s.idx, s.kind, s.items, iif(s.kind IS NULL, NULL, w.definition -> concat('$.steps[', s.idx, ']')),
+  s.template, s.condition, w.id, w.name, w.request_id, w.input, w.kept, iif(s.items IS NOT NULL, NULL, (
   SELECT json_group_object(o.name, json(coalesce(r.result, 'null')))
   FROM json_each(s.refs) x CROSS JOIN steps o INDEXED BY steps_of_workflow ON o.workflow = s.workflow AND o.idx = x.value AND o.role = 'step'
-  CROSS JOIN jobs r ON r.seq = o.job)
-FROM json_each(?1) i CROSS JOIN steps s ON s.job = i.value CROSS JOIN workflows w ON w.number = s.workflow
+  CROSS JOIN jobs r ON r.seq = o.job))
+FROM json_each(?1) i CROSS JOIN steps s ON s.job = i.value CROSS JOIN jobs p ON p.seq = s.job
+CROSS JOIN workflows w ON w.number = s.workflow
 """
 
 # [seq, payload]
@@ -143,8 +145,8 @@ WORKFLOW = """number, id, name, state, total_steps, open, done, input, kept, err
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """
 SELECT s.idx, s.name, s.skipped, j.id, j.task, j.queue, j.state, j.attempt, j.max_retries, j.started_at, j.completed_at, j.last_error,
-  j.progress, iif(octet_length(j.payload) <= 65536, j.payload, NULL), iif(octet_length(j.result) <= 65536, j.result, NULL), j.changed, s.role
-FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job WHERE s.workflow = ?1 ORDER BY s.idx, s.job
+  j.progress, iif(octet_length(j.payload) <= 65536, j.payload, NULL), iif(octet_length(j.result) <= 65536, j.result, NULL), j.changed, s.role, s.kind, s.items
+FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job WHERE s.workflow = ?1 AND s.role <> 'item' ORDER BY s.idx, s.job
 """
 OUTPUTS_OF_WORKFLOW = """
 SELECT s.name, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job

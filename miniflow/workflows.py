@@ -28,7 +28,8 @@ from miniflow import workflow_statements as sql
 from miniflow.cancelling import cancel_rows
 from miniflow.clock import Clock
 from miniflow.compensation import SAID_OF_STEP, Compensation
-from miniflow.errors import IdempotencyConflict, NotFound, ShuttingDown, TransitionRefused
+from miniflow.errors import IdempotencyConflict, MiniFlowError, NotFound, ShuttingDown, TransitionRefused
+from miniflow.expansion import Expanded, Expansion, Turn
 from miniflow.model import Accepted
 from miniflow.operations import Operation
 from miniflow.references import BadReference, Known
@@ -60,9 +61,12 @@ class _Standing(NamedTuple):
 
 
 class Workflows:
-    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, *, max_payload_bytes: int) -> None:
+    def __init__(
+        self, jobs: Jobs, writer: Writer, clock: Clock, *, max_payload_bytes: int, max_result_bytes: int
+    ) -> None:
         self._jobs, self._writer, self._clock, self._max_payload_bytes = jobs, writer, clock, max_payload_bytes
         self.compensation = Compensation(jobs)
+        self.expansion = Expansion(jobs, max_result_bytes=max_result_bytes)
         self._ended: list[int] = []  # rows that end in the transaction under way
         self._next_deadline_ms = math.inf
         writer.handle("workflow", self._insert)
@@ -124,6 +128,7 @@ class Workflows:
             self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.SEQS_BY_ID, json_text(loose))[0][0]))
         for new in fresh:
             self.compensation.wanted |= new.undoes
+            self.expansion.wanted |= new.expands
             if new.timeout_ms is not None:
                 self._next_deadline_ms = min(self._next_deadline_ms, tx.now_ms + new.timeout_ms)
 
@@ -148,12 +153,16 @@ class Workflows:
 
     def settle(self, tx: Transaction) -> None:
         """Count the steps that have ended; a workflow whose last one that was, has ended too."""
-        if not self._ended:
-            return
-        seqs = json_text(self._ended)
-        self._ended.clear()
+        while self._ended:
+            seqs = json_text(self._ended)
+            self._ended.clear()
+            self._settle(tx, seqs)
+
+    def _settle(self, tx: Transaction, seqs: str) -> None:
         if not tx.change(sql.COUNT_ENDED_STEPS, seqs, tx.now_ms, tx.number):
             return
+        if self.expansion.wanted:
+            self.expansion.cancel_alone(tx, seqs)
         undone = 0
         if self.compensation.wanted:
             self.compensation.begin(tx, seqs)
@@ -167,20 +176,30 @@ class Workflows:
             tx.count(WORKFLOWS, state)
         self._jobs.publish(tx, lambda: [one for one, _ in ended])
 
-    def prepare(self, tx: Transaction, seqs: list[int]) -> dict[int, str]:
-        """The turn of these steps has come: fill in what they refer to. Those that are not to run, with the reason."""
+    def prepare(self, tx: Transaction, seqs: list[int]) -> tuple[dict[int, str], set[int]]:
+        """The turn of these steps has come: fill in what they refer to. Answers those that are not to run, with the reason, and
+        those that do not run themselves: others do in their place."""
         payloads: list[tuple[int, str]] = []
         skipped: list[int] = []
         reasons: dict[int, str] = {}
-        for seq, name, template, condition, one, workflow, given, kept, outputs in tx.run(
-            sql.TO_PREPARE, json_text(seqs)
-        ):
-            steps = {**(_decode(kept) if kept else {}), **_decode(outputs)}
-            known = Known(_decode(given), {"id": one, "name": workflow}, steps)
+        expanded: list[Expanded] = []
+        whole: list[int] = []
+        for row in tx.run(sql.TO_PREPARE, json_text(seqs)):
+            turn = Turn(*row)
+            seq, template, condition = turn.seq, turn.template, turn.condition
+            if turn.items is not None:
+                whole.append(seq)
+                continue
+            steps = {**(_decode(turn.kept) if turn.kept else {}), **_decode(turn.outputs or "{}")}
+            known = Known(_decode(turn.input), {"id": turn.workflow, "name": turn.workflow_name}, steps)
             try:
                 if condition is not None and not references.holds(references.parse_condition(condition), known):
                     skipped.append(seq)
                     reasons[seq] = f"skipped: {condition} does not hold"
+                elif turn.kind is not None:
+                    expanded.append(self.expansion.expand(turn, known))
+                    if not expanded[-1].jobs:
+                        whole.append(seq)
                 elif template is not None:
                     payload = json_text(references.fill(_decode(template), known))
                     if len(payload.encode()) > self._max_payload_bytes:
@@ -188,13 +207,17 @@ class Workflows:
                             f"the payload would be over the limit max_payload_bytes = {self._max_payload_bytes:,}"
                         )
                     payloads.append((seq, payload))
-            except BadReference as exc:
-                reasons[seq] = f"step {name} cannot begin: {exc}"
+            except MiniFlowError as exc:
+                reasons[seq] = f"step {turn.name} cannot begin: {exc}"
         if payloads:
             tx.run(sql.SET_PAYLOAD_IF_PENDING, json_text(payloads))
         if skipped:
             tx.run(sql.MARK_SKIPPED, json_text(skipped))
-        return reasons
+        if expanded:
+            self.expansion.insert(tx, expanded)
+        if whole:
+            reasons |= self.expansion.collect(tx, whole)
+        return reasons, {one.turn.seq for one in expanded}.union(whole)
 
     # ------------------------------------------------------------------------------------------------------------- verbs
 
@@ -302,12 +325,14 @@ class Workflows:
         rows = tx.run(sql.WORKFLOWS_OF, json_text(seqs))
         if not rows:
             return
+        again = self.expansion.revive(tx, seqs)
         tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
         for _, state, undo in rows:
             self.compensation.wanted |= bool(undo)
             tx.count(WORKFLOWS, state, -1)
             tx.count(WORKFLOWS, RUNNING)
         self._next_deadline_ms = 0  # one may have a new one
+        self._jobs.dependencies.wait_again(tx, again)
 
     @staticmethod
     def _find(tx: Transaction, workflow_id: str) -> _Standing:
@@ -325,6 +350,7 @@ class Workflows:
     def load(self, tx: Transaction, ended: list[int]) -> None:
         """At start; ``ended`` are the rows that a dead process left running, and that have ended with it."""
         self.compensation.load(tx)
+        self.expansion.load(tx)
         self.ended(tx, ended)
         self.settle(tx)
         self.look(tx)

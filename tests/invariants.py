@@ -76,6 +76,8 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _rules(look)
         _workflows(look, deleted=deleted)
         _compensations(look)
+        if not deleted:
+            _expanded(look)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -288,9 +290,27 @@ def _compensations(look: Snapshot) -> None:
         "a workflow that has not ended well, and a step that is not undone",
         "SELECT w.id, s.name FROM workflows w JOIN steps s ON s.workflow = w.number AND s.role = 'step' "
         "JOIN jobs j ON j.seq = s.job WHERE w.state IN ('failed', 'cancelled') AND j.state = 'completed' "
-        "AND json_extract(w.definition, '$.steps[' || s.idx || '].compensate') IS NOT NULL "
+        "AND s.items IS NOT 0 AND json_extract(w.definition, '$.steps[' || s.idx || '].compensate') IS NOT NULL "
         "AND coalesce(w.cause, '') NOT LIKE '%cannot begin%' "
         "AND NOT EXISTS (SELECT 1 FROM steps u WHERE u.workflow = w.number AND u.idx = s.idx AND u.role = 'undo')",
+    )
+
+
+def _expanded(look: Snapshot) -> None:
+    items = "steps i JOIN jobs j ON j.seq = i.job WHERE i.workflow = s.workflow AND i.idx = s.idx AND i.role = 'item'"
+    both = "steps s JOIN jobs p ON p.seq = s.job WHERE s.kind = 'for_each'"
+    look.none(
+        "a step that does not stand for as many jobs as it says",
+        f"SELECT p.id, s.items FROM {both} AND coalesce(s.items, 0) <> (SELECT count(*) FROM {items})",
+    )
+    look.none(
+        "a step that has ended well, and jobs it stands for have not",
+        f"SELECT p.id FROM {both} AND p.state = 'completed' AND EXISTS (SELECT 1 FROM {items} AND j.state <> 'completed')",
+    )
+    look.none(
+        "what items returned, not as the step that stands for them says",
+        f"SELECT p.id FROM {both} AND p.state = 'completed' AND json(p.result) IS NOT "
+        f"(SELECT json_group_array(json(coalesce(j.result, 'null')) ORDER BY i.job) FROM {items})",
     )
 
 

@@ -18,6 +18,7 @@ MARKS = {
     "dead_letter": "✗",
     "cancelled": "–",
     "expired": "✗",
+    "failed": "✗",
     "skipped": "↷",
     "reused": "✓",
     "running": "▶",
@@ -33,6 +34,7 @@ PLAIN_MARKS = {
     "reused": "+",
     "dead_letter": "x",
     "expired": "x",
+    "failed": "x",
     "running": ">",
 }
 
@@ -75,7 +77,7 @@ def _lines(
     line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(name), "  ")
     line.append_text(words.state(step.status)).append(_about(step, at), "dim")
     lines = [fitting(line, width)]
-    if step.error and step.status in ("dead_letter", "retrying", "expired", "cancelled"):
+    if step.error and step.status in ("dead_letter", "failed", "retrying", "expired", "cancelled"):
         style = "dim" if step.status == "cancelled" else "red"
         lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
     return lines
@@ -83,7 +85,10 @@ def _lines(
 
 def _about(step: WorkflowStep | Compensation, at: dt.datetime) -> str:
     parts = [] if step.name == step.task else [words.plain(step.task)]
-    if step.started_at is not None and step.status in ("running", "completed", "dead_letter"):
+    items = getattr(step, "items", None)
+    if items is not None:
+        parts.append(f"{items.done} of {items.total}" + (f", {items.failed} failed" if items.failed else ""))
+    if step.started_at is not None and step.status in ("running", "completed", "dead_letter", "failed"):
         parts.append(_took(step.started_at, step.completed_at, at))
     if step.attempt > 1:
         parts.append(f"attempt {step.attempt}")

@@ -11,7 +11,7 @@ from miniflow.web import workflows
 from miniflow.web.describing import readable
 from miniflow.web.document import EVENT_STREAM, Answer, Body, Operation
 from miniflow.web.examples import AT, ID
-from miniflow.workflow_queries import Compensation, Workflow, WorkflowPage, WorkflowStep
+from miniflow.workflow_queries import BadItem, Compensation, Items, Workflow, WorkflowPage, WorkflowStep
 
 JOB_ID = "0199e0c4-7d3e-7a41-9c1f-2b6e5d8a4f11"
 NEW: dict[str, Any] = {
@@ -47,6 +47,19 @@ STARTS: dict[str, Any] = {
             {"name": "pay", "task": "noop"},
         ],
         "on_failure": {"task": "greet", "payload": {"name": "${workflow.error}"}},
+    },
+    "a job for each item": {
+        "name": "many",
+        "input": {"names": ["Ada", "Grace"]},
+        "steps": [
+            {
+                "name": "all",
+                "task": "greet",
+                "for_each": "${input.names}",
+                "payload": {"name": "${item}"},
+                "max_parallel": 10,
+            }
+        ],
     },
     "a graph": {
         "name": "numbers",
@@ -86,7 +99,15 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Step.name": "What others refer to it by; that of its task where it is left out",
     "Step.task": "The name of the task",
     "Step.type": "Another name for `task`; one of the two is needed",
-    "Step.payload": "What the task takes; may refer to `${input…}`, `${steps.NAME…}` and `${workflow.id}`",
+    "Step.payload": "What the task takes; may refer to `${input…}`, `${steps.NAME…}` and `${workflow.id}`, with `for_each` to "
+    "`${item}` and `${index}` too",
+    "WorkflowStep.items": "How far the items of `for_each` are, once its turn has come",
+    "Items.total": "How many there are",
+    "Items.done": "Of those, how many have ended well",
+    "Items.bad": "The first that did not end well",
+    "BadItem.index": "Its place in the list, from 0",
+    "Step.for_each": "A list, or one reference to a list: a job for each item; the output is the list of theirs, in order",
+    "Step.max_parallel": "How many of the items may run at once",
     "Step.compensate": "What undoes it, when it has ended well and the workflow does not; may refer to `${output}`",
     "Work.task": "The name of the task",
     "Work.type": "Another name for `task`; one of the two is needed",
@@ -102,7 +123,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Rerun.input": "Another input than that of the run before",
 }
 
-OMITTING = (Workflow, WorkflowPage, WorkflowStep, Compensation)
+OMITTING = (Workflow, WorkflowPage, WorkflowStep, Items, BadItem, Compensation)
 
 Work: Any = readable(workflow_graph.Work)
 Step: Any = readable(workflow_graph.Step, compensate=Work | None)

@@ -18,7 +18,7 @@ from miniflow.async_client import AsyncClient
 from miniflow.cli import cli
 from miniflow.client import Client
 from miniflow.commands import exits
-from miniflow.workflow_answers import Compensation, Workflow, WorkflowNotEnded, WorkflowStep
+from miniflow.workflow_answers import BadItem, Compensation, Workflow, WorkflowNotEnded, WorkflowStep
 from tests.api import TASKS, assert_problem, get
 from tests.invariants import check_invariants
 from tests.servers import Server
@@ -212,6 +212,32 @@ def test_retry_goes_on_and_a_rerun_takes_over_what_was_done(client: httpx.Client
     assert [step["output"] for step in whole["steps"]] == [3, "good now", 4]
     unknown = client.post(f"/api/v1/workflows/{workflow['id']}/rerun", json={"from": "nobody"})
     assert_problem(unknown, 422, field="from", says="there is no step 'nobody'; there are first, second, third")
+
+
+def test_a_step_over_a_list_says_how_far_it_is_and_which_item_was_bad(server: Server, client: httpx.Client) -> None:
+    steps = [
+        {
+            "name": "each",
+            "task": "bad_until",
+            "for_each": "${input}",
+            "payload": {"gate": "${item}"},
+            "max_parallel": 1,
+        },
+        {"name": "then", "task": "whole", "payload": {"all": "${steps.each}"}},
+    ]
+    found = end_of(client, start(client, steps, input=["/", "/no such file", "/"]))
+    each, then = found["steps"]
+    assert (each["status"], then["status"], each["task"]) == ("failed", "cancelled", "bad_until")
+    bad = each["items"].pop("bad")
+    assert each["items"] == {"total": 3, "done": 2, "failed": 1}
+    assert [(one["index"], one["status"], one["error"]) for one in bad] == [(1, "dead_letter", "ValueError: not yet")]
+    assert bad[0].keys() <= {field.encode_name for field in msgspec.structs.fields(BadItem)}
+    shown = miniflow(server, "show", found["id"]).output
+    assert "each  failed  bad_until  2 of 3, 1 failed" in shown
+    job = client.get(f"/api/v1/jobs/{bad[0]['job_id']}").json()
+    assert (job["step"], job["workflow_id"]) == ("each[1]", found["id"])
+    wrong = client.post("/api/v1/workflows", json={"name": "x", "steps": steps, "input": 5})
+    assert_problem(wrong, 422, field="steps[0].for_each", says="leads to no list, but to 5")
 
 
 def test_what_is_undone_is_shown_and_not_taken_over(server: Server, client: httpx.Client) -> None:

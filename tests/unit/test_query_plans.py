@@ -15,6 +15,7 @@ from miniflow import (
     compensation_statements,
     db,
     dependency_statements,
+    expansion_statements,
     list_statements,
     rule_statements,
     statements,
@@ -23,7 +24,14 @@ from miniflow import (
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements, rule_statements, workflow_statements, compensation_statements)
+    for module in (
+        statements,
+        dependency_statements,
+        rule_statements,
+        workflow_statements,
+        compensation_statements,
+        expansion_statements,
+    )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }

@@ -6,11 +6,25 @@ import re
 
 import pytest
 
-from miniflow import compensation_statements, dependency_statements, rule_statements, statements, workflow_statements
+from miniflow import (
+    compensation_statements,
+    dependency_statements,
+    expansion_statements,
+    rule_statements,
+    statements,
+    workflow_statements,
+)
 
 STATEMENTS = {
     name: value
-    for module in (statements, dependency_statements, rule_statements, workflow_statements, compensation_statements)
+    for module in (
+        statements,
+        dependency_statements,
+        rule_statements,
+        workflow_statements,
+        compensation_statements,
+        expansion_statements,
+    )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
 }
