@@ -141,7 +141,7 @@ def test_a_flood_is_held_back_until_the_writer_comes_after_it(
     engine = engines(flooding)
     job_id = submit(engine, "flooding", {"n": 0})  # its task is proven from here on
     wait_for_state(engines.path, job_id)
-    job_id = submit(engine, "flooding", {"n": 20_000})
+    job_id = submit(engine, "flooding", {"n": 60_000})
     wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
     pause = Pause(engine)
     (attempt,) = engine.running.all()
@@ -154,7 +154,7 @@ def test_a_flood_is_held_back_until_the_writer_comes_after_it(
 
     pause.go_on()
     wait_for_state(engines.path, job_id, timeout_s=20)
-    assert numbers(lines(engines.path, job_id)) == list(range(20_000))
+    assert numbers(lines(engines.path, job_id)) == list(range(60_000))
 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
