@@ -113,6 +113,10 @@ class _Explaining:
     # ------------------------------------------------------------------------------------------------------- not ready yet
 
     def _pending(self) -> tuple[list[Reason], str]:
+        reasons = []
+        for workflow, paused_at in self._tx.run(sql.PAUSED_WORKFLOW_OF, self._row.seq):
+            text = f"its workflow is paused since {rfc3339(paused_at)}; `miniflow workflow resume {workflow}` lets it go on"
+            reasons.append(Reason(code="workflow_paused", text=text))
         parents = self._tx.run(sql.OPEN_PARENTS, self._row.seq, NAMED_MAX)
         n = parents[0][3] if parents else 0
         named = ", ".join(f"{job_id} ({task}, {state})" for job_id, task, state, _ in parents)
@@ -122,7 +126,8 @@ class _Explaining:
             if n
             else "the last of the jobs it waits for has just ended"
         )
-        reasons = [Reason(code="waits_for_jobs", text=text, jobs=[parent[0] for parent in parents])]
+        if parents or not reasons:
+            reasons.append(Reason(code="waits_for_jobs", text=text, jobs=[parent[0] for parent in parents]))
         if self._row.run_at is not None and self._row.run_at > self._tx.now_ms:
             reasons.append(self._due("not_due", "it is due"))
         return [*reasons, *self._service()], f"When that is over it goes to queue {self._row.queue}"

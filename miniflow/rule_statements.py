@@ -193,4 +193,9 @@ SELECT p.id, p.task, p.state, count(*) OVER ()
 FROM edges e INDEXED BY edges_open_of_child CROSS JOIN jobs p NOT INDEXED ON p.seq = e.parent
 WHERE e.child = ?1 AND e.done = 0 LIMIT ?2
 """
+# The workflow of a step, if it is paused: id, since when.
+PAUSED_WORKFLOW_OF = """
+SELECT w.id, w.paused_at FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
+WHERE s.job = ?1 AND w.paused_at IS NOT NULL
+"""
 JOBS_BY_SEQ = "SELECT id, state FROM jobs NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?1)) ORDER BY seq"

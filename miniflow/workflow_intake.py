@@ -1,8 +1,7 @@
 """From a workflow that somebody asks for to its rows: steps in an order in which they can run, references checked.
 
-What can be filled in now is filled in now, and held against
-the signature of the task: all that refers to the input. What refers to other steps waits for them. Nothing here touches the
-database.
+What can be filled in now is filled in now, and held against the signature of the task: all that refers to the input. What refers
+to other steps waits for them. Nothing here touches the database.
 """
 
 from __future__ import annotations

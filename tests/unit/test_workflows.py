@@ -10,6 +10,7 @@ import pytest
 
 from miniflow.engine import Engine
 from miniflow.errors import IdempotencyConflict, InvalidRequest, NotFound, QueueFull, TransitionRefused, UnknownTask
+from miniflow.explain import explain
 from miniflow.states import State
 from miniflow.workflows import WORKFLOWS
 from tests.engines import Engines, FakeClock, Gate, row, settle, submit, verb, wait_for_state
@@ -384,6 +385,10 @@ def test_a_paused_workflow_begins_no_further_step_until_it_is_resumed(engines: E
     settle(engine)
     assert steps(engines.path, workflow)["two"] == ("pending", None)
     assert state(engines.path, workflow)[0] == "running"
+    waiting = step_job(engines.path, workflow, "two")
+    (why,) = verb(engine, explain(engine.jobs, engine.roster, engine.clock, waiting)).reasons
+    assert why.code == "workflow_paused"
+    assert f"`miniflow workflow resume {workflow}`" in why.text
 
     act(engine, "resume", workflow)
     assert ended(engines.path, workflow)[0] == "completed"
