@@ -12,6 +12,7 @@ from rich.text import Text
 
 from miniflow.commands import exits, words
 from miniflow.commands.exits import Complaint
+from miniflow.commands.groups import Group
 from miniflow.commands.session import LAST, Session, remote
 from miniflow.commands.tables import Column, fitting, pairs, table
 from miniflow.commands.values import read_text
@@ -26,7 +27,7 @@ ID = click.argument("workflow_id", metavar="ID")
 IDS = click.argument("workflow_ids", metavar="ID...", nargs=-1, required=True)
 
 
-@click.group(invoke_without_command=False)
+@click.group(cls=Group)
 def workflow() -> None:
     """Start workflows, look at them, act on them.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner, Result
@@ -420,6 +421,11 @@ def test_where_the_server_is_may_be_said_before_the_command_or_after_it(
     run("submit", "add", "a=1")
     result = run(*(word.replace("URL", server.url) for word in place), MINIFLOW_URL=NOWHERE)
     assert documents(result)[0]["task"] == "add"
+
+
+@pytest.mark.parametrize("group", [name for name, command in cli.commands.items() if isinstance(command, click.Group)])
+def test_so_it_may_for_groups_of_commands(run: Run, server: Server, group: str) -> None:
+    run("--url", server.url, group, "list", MINIFLOW_URL=NOWHERE)
 
 
 def test_the_server_of_the_settings_here_is_the_one_that_is_asked(
