@@ -47,7 +47,7 @@ def hold(gate: str, started: str = "") -> str:
         pathlib.Path(started).touch()
     while not pathlib.Path(gate).exists():
         job.check_cancelled()
-        time.sleep(0.01)
+        time.sleep(0.01)  # the task, not a test, waits here
     return "let go"
 
 

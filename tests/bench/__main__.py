@@ -193,7 +193,7 @@ def processes_apart(folder: str) -> list[Row]:
             bench.compute(gate, 4)
             found.append((bench.reads_ms(read)[1], idle99))
             gate.touch()
-            time.sleep(0.5)
+            time.sleep(0.5)  # they see the gate and end: the next turn begins with an idle server
     busy99, idle99 = (statistics.median(pair[i] for pair in found) for i in (0, 1))
     ratio = statistics.median(busy / idle for busy, idle in found)
     return [
@@ -312,9 +312,9 @@ def _fill(path: str, finished: int) -> None:
 def idle(folder: str) -> list[Row]:
     with server(fresh(folder), workers=4) as running:
         process = running.watched
-        time.sleep(2)
+        time.sleep(2)  # its start is not to be measured
         process.cpu_percent()
-        time.sleep(10)
+        time.sleep(10)  # what is measured: doing nothing
         cpu, memory = process.cpu_percent(), process.memory_info().rss / 1e6
     return [
         ("idle: processor", f"{cpu:.2f} % of a core", "over 10 s", "1 %"),

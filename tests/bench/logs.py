@@ -93,7 +93,7 @@ class Bench:
             began = time.perf_counter()
             self.ask("POST", "/api/v1/jobs", body)
             samples.append((time.perf_counter() - began) * 1000)
-            time.sleep(PAUSE_S)
+            time.sleep(PAUSE_S)  # a steady pace, not as many as go
         samples.sort()
         return samples[len(samples) // 2], samples[int(len(samples) * 0.99)]
 
@@ -103,7 +103,7 @@ class Bench:
             gate = Path(folder) / "gate"
             began = time.perf_counter()
             job_id = self.start(task, str(gate))
-            time.sleep(0.2)
+            time.sleep(0.2)  # the job is in full flood when the submits begin
             p50, p99 = self.submits_ms()
             gate.touch()
             return p50, p99, self.result(job_id) / (time.perf_counter() - began)

@@ -60,7 +60,7 @@ class Processes(Bench):
         note = Path(folder) / f"note-{time.monotonic_ns()}"
         deaf = self.submit("deaf", note=str(note))
         while not note.exists():
-            time.sleep(0.005)
+            time.sleep(0.005)  # waits for the file
         waiting = self.submit("begun")
         asked = time.time()
         self.ask("POST", f"/api/v1/jobs/{deaf}/cancel")
@@ -76,7 +76,7 @@ class Processes(Bench):
             began = time.perf_counter()
             self.ask("GET", f"/api/v1/jobs/{job_id}")
             samples.append((time.perf_counter() - began) * 1000)
-            time.sleep(PAUSE_S)
+            time.sleep(PAUSE_S)  # a steady pace, not as many as go
         samples.sort()
         return samples[len(samples) // 2], samples[int(len(samples) * 0.99)]
 
@@ -84,5 +84,5 @@ class Processes(Bench):
         """Keep so many jobs computing until the file ``gate`` is there; returns when they run."""
         ids = [self.submit("computing", gate=str(gate), seconds=120) for _ in range(jobs)]
         while any(self.ask("GET", f"/api/v1/jobs/{job_id}")["status"] != "running" for job_id in ids):
-            time.sleep(0.01)
+            time.sleep(0.01)  # waits for them to run
         time.sleep(1)  # the children import, and settle
