@@ -113,7 +113,7 @@ def test_one_that_is_skipped_is_not_expanded(engines: Engines) -> None:
 
 def test_all_items_run_whatever_becomes_of_one_and_a_retry_runs_the_failed_ones(engines: Engines) -> None:
     picky = Picky(2, 4)
-    engine = engines([picky.picky, echo])
+    engine = engines([picky.picky, echo], workers=1)  # one after the other: the failure that is named is the first
     workflow = start(
         engine,
         [
