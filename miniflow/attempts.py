@@ -20,6 +20,7 @@ from miniflow.errors import JobInterrupted
 
 if TYPE_CHECKING:
     from miniflow.joblog import JobLog
+    from miniflow.loans import Loan
     from miniflow.progress import Report
 
 
@@ -73,8 +74,10 @@ class Attempt:
         "claimed",
         "deadline_boot_ms",
         "finished",
+        "handed",
         "heard",
         "heartbeat_ms",
+        "loan",
         "log",
         "marked",
         "number",
@@ -95,6 +98,8 @@ class Attempt:
         self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
         self.finished = False
         self.log: JobLog | None = None  # once it has something to say
+        self.loan: Loan | None = None  # of the worker that runs it, if that hands jobs ahead
+        self.handed = False  # it was: its process has begun it by itself
         self.progress: Report | None = None  # once it has said how far it is
         self.heartbeat_ms: int | None = (
             None  # silent for longer than this it is stalled; None: it may be as silent as it likes

@@ -24,10 +24,11 @@ from miniflow.command_tasks import add_commands
 from miniflow.contract import Declared
 from miniflow.control import PoolSize
 from miniflow.errors import JobReturned, StoreFull, StoreLocked
+from miniflow.executors.children import Children, Processes, hello
 from miniflow.executors.command import CommandExecutor
 from miniflow.executors.coroutine import AsyncLane
 from miniflow.executors.lane import ProcessLane
-from miniflow.executors.process import Children, Processes, ProcessExecutor, hello
+from miniflow.executors.process import ProcessExecutor
 from miniflow.firing import Firing
 from miniflow.holdups import Holdups, Thread
 from miniflow.huey_adapter import JobsHuey
@@ -277,7 +278,9 @@ class Engine:
             jobs_max=settings.process_max_jobs,
             memory_max=settings.process_max_bytes,
         )
-        services.elsewhere["process"] = ProcessExecutor(processes, children, self._submit).run
+        services.elsewhere["process"] = ProcessExecutor(
+            processes, children, self.readahead, self._submit, plain=self.huey.is_plain
+        ).run
         services.elsewhere["command"] = CommandExecutor(processes).run
         return ProcessLane(
             self.readahead,

@@ -25,10 +25,10 @@ from huey.exceptions import ConfigurationError, TaskException
 from huey.utils import Error
 
 from miniflow import outcome, registry
-from miniflow.attempts import Attempt, Claimed
+from miniflow.attempts import Attempt, Claimed, own_executor
 from miniflow.errors import InvalidRequest
 from miniflow.huey_enqueuing import Enqueuing
-from miniflow.huey_execution import Body, Execution, Services
+from miniflow.huey_execution import Body, Execution, Services, refuse
 from miniflow.huey_messages import decode_call, expires_of
 from miniflow.huey_statements import MESSAGE_FIELDS
 from miniflow.huey_tasks import HueyTask, JobTask, call
@@ -218,12 +218,12 @@ class JobsHuey(Enqueuing):
                     task.eta = min(task.eta, self._get_timestamp())  # the row is ready: somebody has called it forward
                 self._run_through_huey(self._execution_of(attempt, cls), task)
                 return
-            args, kwargs = spec.binding.arguments(claimed.payload)
+            args, kwargs = ((), {}) if attempt.handed else spec.binding.arguments(claimed.payload)
         except Exception as exc:  # the task is gone, or its signature no longer fits: a person must look at it
             self.refuse(attempt, exc)
             return
         run = Execution(attempt, spec, services)
-        if (claimed.expires_at is None or claimed.attempt) and self._nobody_listens(claimed):
+        if attempt.handed or ((claimed.expires_at is None or claimed.attempt) and self._nobody_listens(claimed)):
             try:
                 run.run_body(lambda: call(spec, args, kwargs))
             except Exception as exc:  # whatever the task raises
@@ -233,6 +233,17 @@ class JobsHuey(Enqueuing):
                 run.conclude()
                 return
         self._run_through_huey(run, self._task(attempt, cls))
+
+    def is_plain(self, claimed: Claimed) -> bool:
+        """Whether the job runs in a process, with no limits, and nobody listens: so it needs nothing but to be run."""
+        if self._owners and self.owner_of(claimed.task) is not self:
+            return False
+        spec = self._specs.find(claimed.task) if self._specs is not None else None
+        if spec is None or not spec.native or spec.limits is not None:
+            return False
+        own = own_executor(claimed.options) if spec.executor in ("thread", "process") else None
+        expires = claimed.expires_at is not None and not claimed.attempt
+        return (own or spec.executor) == "process" and not expires and self._nobody_listens(claimed)
 
     def _execution_of(self, attempt: Attempt, cls: Any) -> Execution:
         return Execution(attempt, cls.spec, self.services, None if cls.spec.native else self._encode_result)
@@ -294,18 +305,7 @@ class JobsHuey(Enqueuing):
 
     def refuse(self, attempt: Attempt, exc: BaseException) -> None:
         """End an attempt that could not be run at all as a dead letter, unless it has ended already."""
-        services = self.services
-        if attempt.finish():
-            ending = outcome.failure(
-                attempt,
-                outcome="failed",
-                error_type=type(exc).__name__,
-                error=str(exc),
-                trace=None,
-                now_ms=services.clock.now_ms(),
-                delay_ms=None,
-            )
-            services.jobs.post_end(ending)
+        refuse(self.services, attempt, exc)
 
     # ------------------------------------------------------------------------------------------------- what came of it
 

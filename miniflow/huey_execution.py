@@ -340,6 +340,21 @@ class Execution:
         return wanted if wanted != claimed.max_retries else None
 
 
+def refuse(services: Services, attempt: Attempt, exc: BaseException) -> None:
+    """End an attempt that could not be run at all as a dead letter, unless it has ended already."""
+    if attempt.finish():
+        ending = outcome.failure(
+            attempt,
+            outcome="failed",
+            error_type=type(exc).__name__,
+            error=str(exc),
+            trace=None,
+            now_ms=services.clock.now_ms(),
+            delay_ms=None,
+        )
+        services.jobs.post_end(ending)
+
+
 class Body:
     """Around the one call of ``task.execute()`` that huey makes inside of ``_timeout_context``: it goes through the execution."""
 

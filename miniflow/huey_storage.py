@@ -215,6 +215,8 @@ class JobsStorage(BaseStorage):
         key = _text(key)
         self.write(lambda tx: tx.run(sql.KV_PUT, key, value, None))
         self.keys.add(key)
+        if is_beside(key):  # a revocation: what was handed to a process, and not begun, is to be asked about it
+            self.jobs.readahead.recall_all()
         if is_result:
             self.jobs.notices.publish([key])
 

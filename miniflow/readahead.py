@@ -2,7 +2,8 @@
 
 One claim of a few hundred rows costs little more than a claim of one, so the writer claims ahead of the free workers. A row in
 here is still `queued`, for everybody to see, and still obeys: ``discard`` takes a cancelled one out, ``take_back`` all that a
-better arrival, a pause or a stop displaces. Taking a row out under the lock is the decision whether it was begun or not.
+better arrival, a pause or a stop displaces. Taking a row out under the lock is the decision whether it was begun or not; a row
+that was handed ahead to a process (``lend``) has to be taken back from there for it.
 
 There is a lane for each way of running, so that coroutines waiting for a slot, or processes, do not keep jobs from free threads.
 """
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from miniflow.attempts import Attempt, Claimed, own_executor
+from miniflow.loans import Loan
 
 HELD_MAX = 4096
 """Rows claimed ahead in the worst case, when one lane is full and another is hungry."""
@@ -37,7 +39,9 @@ class ReadAhead:
         self._levels: Counter[Level] = Counter()
         self._lanes: dict[str, list[tuple[int, int, int, int]]] = {lane: [] for lane in LANES}
         self._idle = dict.fromkeys(WAITED_FOR, 0)
+        self._lent: dict[int, Loan] = {}  # those of _held that are in no heap, since a process has them
         self.has_process_tasks = True  # False: that lane need not be filled
+        self.sharers = 1  # workers of the process lane
         self.process_jobs = False  # a job had a process without its task saying so
         self.target_max = target_max
         self.target = target_max
@@ -131,9 +135,85 @@ class ReadAhead:
             row = self._held.pop(seq)
             self._drop_level((rank, minus_priority))
             attempt = begin(row)
+        self._ask_for_more()
+        return attempt
+
+    def _ask_for_more(self) -> None:
         if self.more and self.on_room is not None and len(self._held) <= self.target // 2:
             self.on_room()
+
+    # -------------------------------------------------------------------------------------------------- handed ahead
+
+    def lend(self, loan: Loan, most: int, may: Callable[[Claimed], bool]) -> list[Claimed]:
+        """The next rows of the process lane for ``loan``, with their turns, up to the first that ``may`` refuses; the caller
+        hands them on, in this order. No more than ``most``, and no more than a fair share of what is there.
+        """
+        heap = self._lanes["process"]
+        lent: list[Claimed] = []
+        with self._lock:
+            holder = loan.holder
+            if holder is None or holder.stale or loan.stopped():
+                return lent
+            most = min(most, len(heap) // max(self.sharers, 1))
+            while len(lent) < most and may(row := self._held[heap[0][3]]):
+                heapq.heappop(heap)
+                self._lent[row.seq] = loan
+                lent.append(row)
+            if lent:
+                loan.rows.extend(lent)
+                holder.give(len(lent))
+        return lent
+
+    def next_of(self, loan: Loan) -> Attempt | None:
+        """The next row that a process has begun by itself: it has answered what came before. None if it has none."""
+        with self._lock:
+            if loan.begun:
+                return loan.begun.popleft()
+            attempt = self._begin_lent(loan) if loan.rows else None
+        self._ask_for_more()
         return attempt
+
+    def recall(self, loan: Loan) -> None:
+        """Take back what the process has not begun yet. What it has is known to be begun from now on: ``loan.begun``."""
+        with self._lock:
+            self._recall(loan)
+
+    def part(self, loan: Loan) -> None:
+        """Its process is of no use any more, or goes to others. All that it had not begun was taken back before."""
+        with self._lock:
+            loan.holder, loan.again = None, False
+
+    def recall_all(self) -> None:
+        """The same, from all processes."""
+        with self._lock:
+            for loan in set(self._lent.values()):
+                self._recall(loan)
+
+    def _recall(self, loan: Loan) -> None:
+        if loan.holder is None:
+            return
+        begun = len(loan.rows) - loan.holder.take_back()
+        if begun < 0:  # the one that is under way for us had not taken its turn yet
+            loan.again = True
+            loan.holder.wake()
+        for _ in range(begun):
+            loan.begun.append(self._begin_lent(loan))
+        for row in loan.rows:
+            del self._lent[row.seq]
+            heapq.heappush(self._lanes["process"], (*self.level(row.queue, row.priority), row.turn, row.seq))
+        if loan.rows and self._idle["process"]:
+            self._ready["process"].notify(len(loan.rows))
+        loan.rows.clear()
+
+    def _begin_lent(self, loan: Loan) -> Attempt:
+        row = loan.rows.popleft()
+        del self._lent[row.seq], self._held[row.seq]
+        self._drop_level(self.level(row.queue, row.priority))
+        attempt = loan.begin(row)
+        attempt.handed = True
+        return attempt
+
+    # ------------------------------------------------------------------------------------------------------- taken out
 
     def holds(self, seq: int) -> bool:
         """Whether the row is claimed and waits for a worker."""
@@ -142,6 +222,8 @@ class ReadAhead:
     def discard(self, seq: int) -> Claimed | None:
         """Take one row out, if it was not begun."""
         with self._lock:
+            if (loan := self._lent.get(seq)) is not None:
+                self._recall(loan)
             row = self._held.pop(seq, None)
             if row is not None:
                 self._drop_level(self.level(row.queue, row.priority))
@@ -151,6 +233,8 @@ class ReadAhead:
     def take_back(self, unwanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """Take all rows out that are ``unwanted``."""
         with self._lock:
+            for loan in {loan for seq, loan in self._lent.items() if unwanted(self._held[seq])}:
+                self._recall(loan)
             rows = [row for row in self._held.values() if unwanted(row)]
             for row in rows:
                 del self._held[row.seq]

@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -57,6 +58,7 @@ from miniflow.executors.messages import (
     frame,
 )
 from miniflow.executors.remotelog import RemoteLog
+from miniflow.executors.turns import ChildTurns
 from miniflow.intake import submission_from_options
 from miniflow.loader import Loaded, load_tasks
 from miniflow.registry import TaskSpec
@@ -102,6 +104,8 @@ class Child:
         self._loaded: Loaded | None = None
         self._pending: JobInterrupted | None = None
         self._beat_at_ms = 0
+        self._turns: ChildTurns | None = None
+        self._alone = False  # no job that was handed ahead is begun: the server has to see to something first
         self.run: Run | None = None  # the job under way
 
     def __repr__(self) -> str:
@@ -117,6 +121,18 @@ class Child:
                 return None
             self._ready += self._frames.feed(data)
         return self._ready.pop(0)
+
+    def _next_run(self) -> Run | None:
+        """The next job that may begin. One that was handed ahead and has no turn was taken back, and is dropped."""
+        while (run := self.next_message()) is not None:
+            if not run.ahead:
+                break
+            assert self._turns is not None
+            if not self._alone and self._turns.take():
+                if run.deadline_ms is not None:
+                    run.deadline_ms += self._clock.boot_ms()
+                break
+        return run  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> None:
         """Whole messages only, from any thread; waits while the server does not read."""
@@ -134,6 +150,8 @@ class Child:
         if hello.pythonpath is not None:
             os.environ["PYTHONPATH"] = hello.pythonpath
         _follow_the_server(self._in)
+        if hello.turns is not None:
+            self._turns = ChildTurns(hello.turns)
         for name in ("SIGINT", "SIGBREAK"):  # a Ctrl-C in the terminal is for the server
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -160,14 +178,17 @@ class Child:
 
     def serve(self) -> None:
         """One job after the other."""
-        while (message := self.next_message()) is not None:
+        while (run := self._next_run()) is not None:
             try:
-                answer = self._answer(message)
+                answer = self._answer(run)
             except JobInterrupted as exc:  # it came just after the job had ended
                 answer = _failed(exc)
             self._pending = None
             if has_children():
                 answer.leaves = True
+            if self._turns is not None and not self._turns.read_so_far():
+                answer.wrote = True
+            self._alone = answer.leaves or answer.wrote
             try:
                 self.send(answer)
             except JobInterrupted:  # it is being ended, and nobody waits for the answer
@@ -181,12 +202,19 @@ class Child:
         try:
             self.run = run
             with context.use(lambda: self._context(run), lambda: log):
-                args, kwargs = spec.binding.arguments(run.payload)
+                try:
+                    args, kwargs = spec.binding.arguments(run.payload)
+                except Exception as exc:  # the signature no longer fits: a person must look at it
+                    failed = _failed(exc)
+                    failed.final = True
+                    return failed
                 if spec.binding.context_parameter is not None:
                     kwargs = {**kwargs, spec.binding.context_parameter: context.current()}
+                began = time.perf_counter()
                 with open_files(run.open_files):
                     value = spec.function(*args, **kwargs)
-                return Done(encode(spec, value, run))
+                took_us = int((time.perf_counter() - began) * 1_000_000)
+                return Done(encode(spec, value, run), took_us=took_us)
         except BaseException as exc:  # whatever the task raises is the job's failure, and the child goes on
             return _failed(exc, spec, run)
         finally:
@@ -227,6 +255,14 @@ class Child:
             self._beat_at_ms = now + BEAT_EVERY_MS
             self.send(Beat())
 
+    def _next_submitted(self) -> Any:
+        """The answer to Submit. Jobs that were handed ahead may have come before it."""
+        ahead: list[Any] = []
+        while isinstance(message := self.next_message(), Run):
+            ahead.append(message)
+        self._ready[:0] = ahead
+        return message
+
     def _submit(self, spec: TaskSpec, payload: str, options: dict[str, Any]) -> str:
         """The hook behind ``task.submit()``: the server inserts the job, and it is committed when this returns."""
         submission = submission_from_options(spec.name, payload, options)
@@ -234,7 +270,7 @@ class Child:
             if self.run is None:
                 raise MiniFlowError("the job has ended, and submits nothing any more")
             self.send(Submit(msgspec.json.encode(submission)))
-            answer = self.next_message()
+            answer = self._next_submitted()
         if not isinstance(answer, Submitted):
             raise MiniFlowError("the server is gone")
         if answer.job_id is None:

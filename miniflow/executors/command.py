@@ -19,9 +19,10 @@ from miniflow import outcome
 from miniflow.attempts import Attempt
 from miniflow.errors import BadResult, MiniFlowError, NonRetryable, ProcessDied, TooLarge
 from miniflow.executors import output
+from miniflow.executors.children import Processes
 from miniflow.executors.inbox import inbox
 from miniflow.executors.output import Output
-from miniflow.executors.process import PATIENCE_MS, Job, Processes, RemoteResult, how_it_ended
+from miniflow.executors.process import PATIENCE_MS, Job, RemoteResult, how_it_ended
 from miniflow.executors.tree import Tree
 from miniflow.executors.watch import MustEnd, Watch
 from miniflow.programs import ENV_CHARS_MAX, Program, environment

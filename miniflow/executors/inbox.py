@@ -28,8 +28,11 @@ class Inbox(Protocol):
 
     in_order: bool
 
-    def wait(self, timeout_s: float | None) -> list[tuple[str, bytes]]:
-        """What has come, by the name of its pipe, empty for the end of one; nothing when woken or after ``timeout_s``."""
+    def wait(self, timeout_s: float | None, *, but: str = "") -> list[tuple[str, bytes]]:
+        """What has come, by the name of its pipe, empty for the end of one; nothing when woken or after ``timeout_s``.
+
+        The pipe ``but`` is not looked at, where pipes can be polled.
+        """
         ...
 
     def wake(self) -> None:
@@ -50,6 +53,7 @@ class PolledInbox:
         self._names = {fd: name for name, fd in pipes.items()}
         self._sizes = dict.fromkeys(self._names, FIRST_BYTES)
         self._poll = select.poll()
+        self._polls = {"": self._poll}  # by the name of the pipe that is left out
         for fd in self._names:
             os.set_blocking(fd, False)
             _widen(fd)
@@ -60,9 +64,16 @@ class PolledInbox:
         self._poll.register(self._bell, select.POLLIN)
         self._lock = threading.Lock()  # ``wake`` comes from other threads, also after the close
 
-    def wait(self, timeout_s: float | None) -> list[tuple[str, bytes]]:
+    def _without(self, but: str) -> select.poll:
+        poll = self._polls[but] = select.poll()
+        for fd in (self._bell, *(fd for fd, name in self._names.items() if name != but)):
+            poll.register(fd, select.POLLIN)
+        return poll
+
+    def wait(self, timeout_s: float | None, *, but: str = "") -> list[tuple[str, bytes]]:
         found = []
-        for fd, _ in self._poll.poll(None if timeout_s is None else max(timeout_s, 0) * 1000):
+        poll = self._polls.get(but) or self._without(but)
+        for fd, _ in poll.poll(None if timeout_s is None else max(timeout_s, 0) * 1000):
             if fd == self._bell:
                 os.read(fd, 4096)
                 continue
@@ -72,11 +83,19 @@ class PolledInbox:
                 continue
             except OSError:  # taken for its end, as an empty read is
                 data = b""
-            if not data:
-                self._poll.unregister(fd)
-            self._sizes[fd] = FIRST_BYTES if len(data) < FIRST_BYTES else CHUNK_BYTES
             found.append((self._names[fd], data))
+            self._sizes[fd] = FIRST_BYTES if len(data) < FIRST_BYTES else CHUNK_BYTES
+            if not data:
+                self._forget(fd)
         return found
+
+    def _forget(self, fd: int) -> None:
+        """It has ended."""
+        name = self._names[fd]
+        for but, poll in self._polls.items():
+            if but != name:
+                poll.unregister(fd)
+        del self._names[fd]
 
     def wake(self) -> None:
         with self._lock:
@@ -121,7 +140,7 @@ class ThreadedInbox:
             if not data:
                 return
 
-    def wait(self, timeout_s: float | None) -> list[tuple[str, bytes]]:
+    def wait(self, timeout_s: float | None, *, but: str = "") -> list[tuple[str, bytes]]:  # noqa: ARG002 - see Inbox
         try:
             first = self._queue.get(timeout=None if timeout_s is None else max(timeout_s, 0.0001))
         except queue.Empty:

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 
 from miniflow.attempts import Attempt, Claimed
-from miniflow.executors.process import Children
+from miniflow.executors.children import Child, Children
+from miniflow.loans import Loan
 from miniflow.minutes import ProcessUse
 from miniflow.readahead import ReadAhead
 
@@ -67,7 +68,7 @@ class ProcessLane:
 
     def resize(self, slots: int) -> None:
         """So many at once from now on. Of those that are too many the idle ones go at once, the others after their job."""
-        self.slots = slots
+        self.slots = self._readahead.sharers = slots
         if not self._started:
             return
         with self._changing:
@@ -98,6 +99,7 @@ class ProcessLane:
     def stop_taking(self) -> None:
         """No further job is begun; those under way go on."""
         self._stopping = True
+        self._readahead.recall_all()
         self._readahead.wake_all()
 
     def close(self) -> None:
@@ -120,14 +122,16 @@ class ProcessLane:
 
     def _serve(self, waiter: _Waiter) -> None:
         def begin(claimed: Claimed) -> Attempt:
-            return self._begin(claimed, waiter.worker_id)
+            attempt = self._begin(claimed, waiter.worker_id)
+            attempt.loan = loan
+            return attempt
 
-        def stopped() -> bool:
-            return self._stopping or waiter.leaves
-
-        while not stopped():
-            attempt = self._readahead.take("process", begin, timeout_s=IDLE_WAIT_S, stopped=stopped)
+        loan = Loan(begin, stopped=lambda: self._stopping or waiter.leaves)
+        while True:
+            attempt = self._next(loan)
             if attempt is None:
+                if loan.stopped():
+                    break
                 self.children.retire(round(self._idle_s * 1000))
                 continue
             waiter.attempt = attempt
@@ -136,7 +140,27 @@ class ProcessLane:
             except BaseException as exc:  # outside of the body: the job must not stay leased, and the thread goes on
                 log.exception("running job %s failed outside of its body", attempt.claimed.id)
                 self._refuse(attempt, exc)
+            if attempt.handed and not attempt.entered:  # its process has run it, and nobody has heard the answer
+                self._part_with(loan)
             waiter.attempt = None
             self.jobs_run += 1  # approximate where two threads count at once: it paces the claims
         with self._changing:
             self._waiters = [other for other in self._waiters if other is not waiter]
+
+    def _next(self, loan: Loan) -> Attempt | None:
+        """The next job, begun: one that was handed ahead, or the best of those that wait."""
+        if loan.stopped():
+            self._readahead.recall(loan)
+        attempt = self._readahead.next_of(loan)
+        if attempt is not None:
+            return attempt
+        if isinstance(child := loan.holder, Child):  # all that it was handed was taken back
+            self._readahead.part(loan)
+            self.children.release(child)
+        return self._readahead.take("process", loan.begin, timeout_s=IDLE_WAIT_S, stopped=loan.stopped)
+
+    def _part_with(self, loan: Loan) -> None:
+        self._readahead.recall(loan)
+        if isinstance(child := loan.holder, Child):
+            self._readahead.part(loan)
+            self.children.discard(child)

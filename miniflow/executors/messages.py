@@ -25,10 +25,15 @@ class Hello(msgspec.Struct, tag=0, array_like=True):
     """The environment variable as the server has it; it was used to start the child."""
     debug: bool
     """Whether the debug lines of ``logging`` are wanted."""
+    turns: int | None = None
+    """The file descriptor of its end of the turns; None where there are none."""
 
 
 class Run(msgspec.Struct, tag=1, array_like=True):
-    """A job to run. ``deadline_ms`` is on the boot clock, which all processes of a machine share."""
+    """A job to run. ``deadline_ms`` is on the boot clock, which all processes of a machine share.
+
+    One that was handed ``ahead`` is begun only with a turn, and its ``deadline_ms`` counts from its begin.
+    """
 
     id: str
     task: str
@@ -44,6 +49,7 @@ class Run(msgspec.Struct, tag=1, array_like=True):
     request_id: str | None = None
     tags: str | None = None
     meta: str | None = None
+    ahead: bool = False
 
 
 class Submitted(msgspec.Struct, tag=2, array_like=True):
@@ -60,6 +66,10 @@ class Done(msgspec.Struct, tag=10, array_like=True):
     result: str | None
     leaves: bool = False
     """Processes that it started are still there."""
+    wrote: bool = False
+    """It has written to the pipe of standard error, and not all was read yet: no job that was handed ahead follows."""
+    took_us: int = 0
+    """How long the body ran."""
 
 
 class Failed(msgspec.Struct, tag=11, array_like=True):
@@ -69,6 +79,7 @@ class Failed(msgspec.Struct, tag=11, array_like=True):
     error: str
     trace: str | None = None
     leaves: bool = False
+    wrote: bool = False
     final: bool = False
     """No retry, whatever is left."""
     bad_result: bool = False

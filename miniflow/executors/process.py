@@ -1,60 +1,43 @@
-"""Runs a task's function in a child process, and keeps children warm for the jobs to come.
+"""Runs a task's function in a child process.
 
 A worker's thread hands its job to a child and waits: so huey's hooks, retries and signals are the same as for a thread. One job
-at a time; what it logs comes live. A child that has died, was stopped, or has something of its job's left running is not used
-again, nor is one that has run ``jobs_max`` jobs or grown over ``memory_max`` bytes; another takes its place.
+at a time; what it logs comes live.
+
+Where a task's jobs are short, the next ones are handed to the child ahead, so that it goes on while the server writes down what
+came of the last (see ``turns`` and ``loans``). They are taken back when the job before them is not so short after all.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import psutil
-
-from miniflow.attempts import Attempt
-from miniflow.clock import Clock
+from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import InvalidRequest, JobInterrupted, MiniFlowError, ProcessDied, TaskFailed
-from miniflow.executors import child as child_program
 from miniflow.executors import output, tree
-from miniflow.executors.inbox import inbox
-from miniflow.executors.messages import (
-    Beat,
-    Done,
-    Failed,
-    Frames,
-    FromChild,
-    Hello,
-    Progress,
-    Run,
-    Said,
-    Submit,
-    Submitted,
-    frame,
-)
-from miniflow.executors.output import Output
-from miniflow.executors.tree import Tree
-from miniflow.executors.warden import Warden
+from miniflow.executors.children import Child, Children, Processes
+from miniflow.executors.messages import Beat, Done, Failed, Progress, Run, Said, Submit, Submitted
 from miniflow.executors.watch import MustEnd, Watch
 from miniflow.intake import Submission, decode_submission
 from miniflow.joblog import JobLog
+from miniflow.loans import Loan
+from miniflow.readahead import ReadAhead
 from miniflow.registry import TaskSpec
 
 log = logging.getLogger("miniflow.process")
 
 PATIENCE_MS = 3 * round(tree.GONE_WITHIN_S * 1000)
 """How much longer than a thread a job may take to end: its processes are being ended, and that is waited for."""
-SEND_BYTES_MAX = 32_768
-"""A larger message is sent by a thread of its own: the child may not be reading yet, and a stop must not wait for it."""
 EXIT_WITHIN_S = 1.0  # a process that ends closes its pipes a moment before it can be told how it ended
-WEIGH_EVERY_MS = 1_000  # between two looks at the size of a child
+AHEAD_MAX = 16
+"""Jobs that a child is handed ahead. It gets the next when it has half of them."""
+SHORT_US = 1_000
+"""A task whose last job took no longer has short ones."""
+AHEAD_PATIENCE_MS = 10
+"""For so long a job that was short the last time keeps those behind it waiting."""
+AHEAD_PAYLOAD_MAX = 1_024
 
 
 class Job(Protocol):
@@ -82,222 +65,56 @@ class RemoteResult:
         self.text = text
 
 
-class Processes:
-    """What the processes of jobs have in common: how they are started, and figures for the metrics."""
-
-    def __init__(self, clock: Clock, *, grace_ms: int, niceness: int) -> None:
-        self.clock, self.grace_ms, self.niceness = clock, grace_ms, niceness
-        self._mark = secrets.token_hex(8)
-        self._lock = threading.Lock()
-        self._warden: Warden | None = None
-        self.started_total = self.died_total = self.stopped_total = self.left_total = 0
-
-    def __repr__(self) -> str:
-        return f"<Processes [{self.started_total} started, {self.died_total} died]>"
-
-    def start(self, argv: list[str], **options: Any) -> Tree:
-        """As ``Tree``. From the first one on a warden watches that none outlives the server."""
-        with self._lock:
-            if self._warden is None:
-                self._warden = Warden(self._mark)
-            self.started_total += 1
-            number = self.started_total
-        return Tree(argv, mark=f"{self._mark}.{number}", niceness=self.niceness, **options)
-
-    def close(self) -> None:
-        """All of them have been ended."""
-        with self._lock:
-            if self._warden is not None:
-                self._warden.dismiss()
-                self._warden = None
-
-
-class Child:
-    """A child process, as the server has it."""
-
-    def __init__(self, processes: Processes, hello: Hello, generation: int) -> None:
-        self.tree = processes.start(
-            tree.program(child_program.COMMAND), env=tree.program_environment(), stdin=subprocess.PIPE
-        )
-        process = self.tree.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._stdin = process.stdin
-        pipes = {"messages": process.stdout.fileno(), "output": process.stderr.fileno()}
-        exits = self.tree.watch(self._wake)
-        self._exit_fd = exits
-        self.inbox = inbox(pipes if exits is None else {**pipes, "exit": exits})
-        self.frames = Frames(FromChild)
-        self.output = Output("INFO")
-        self.generation = generation
-        self.jobs = 0
-        self.idle_since_ms = processes.clock.boot_ms()
-        self.weigh_at_ms = 0
-        self.ready = False  # it has told that it takes jobs
-        self.send(hello)
-
-    def __repr__(self) -> str:
-        return f"<Child process {self.tree.pid} [{self.jobs} jobs]>"
-
-    def _wake(self) -> None:
-        self.inbox.wake()
-
-    def send(self, message: Any) -> None:
-        """One that has died hears nothing: its end is noticed elsewhere."""
-        data = frame(message)
-        if len(data) <= SEND_BYTES_MAX:
-            self._write(data)
-        else:
-            threading.Thread(target=self._write, args=(data,), name="miniflow-send", daemon=True).start()
-
-    def _write(self, data: bytes) -> None:
-        try:
-            while data:
-                data = data[self._stdin.write(data) :]
-        except (OSError, ValueError):  # it has died, or was closed
-            pass
-
-    def end(self) -> int:
-        """End it and all that it has started; how many processes that were beside it."""
-        left = self.tree.end()
-        self.inbox.close()
-        process = self.tree.process
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        if self._exit_fd is not None:
-            os.close(self._exit_fd)
-        return left
-
-
-class Children:
-    """The warm ones. Those that were used last are used first."""
-
-    def __init__(self, processes: Processes, hello: Callable[[], Hello], *, jobs_max: int, memory_max: int) -> None:
-        self.processes, self._hello, self._jobs_max, self._memory_max = processes, hello, jobs_max, memory_max
-        self._idle: list[Child] = []
-        self._lock = threading.Lock()
-        self._generation = 0
-        self._closed = False
-        self.alive = 0
-        self.recycled_total = 0
-
-    def __repr__(self) -> str:
-        return f"<Children [{self.alive} alive, {len(self._idle)} idle]>"
-
-    def acquire(self) -> Child:
-        """One that is ready, or a new one. OSError if none can be started."""
-        while (child := self._pop()) is not None:
-            if not child.tree.exited() and child.generation == self._generation:
-                return child
-            self.discard(child)
-        return self._start()
-
-    def release(self, child: Child) -> None:
-        """Its job has ended well, and nothing is left of it."""
-        child.jobs += 1
-        child.idle_since_ms = self.processes.clock.boot_ms()
-        if child.jobs >= self._jobs_max or self._is_large(child) or child.generation != self._generation:
-            self.recycled_total += 1
-            self.discard(child)
-            return
-        with self._lock:
-            if not self._closed:
-                self._idle.append(child)
-                return
-        self.discard(child)
-
-    def prepare(self) -> None:
-        """Have one more ready. It gets ready by itself: this does not wait."""
-        with self._lock:
-            if self._closed or self._idle:
-                return
-        try:
-            child = self._start()
-        except OSError:  # the next job tries again, and says so if it cannot be
-            return
-        with self._lock:
-            self._idle.append(child)
-
-    def discard(self, child: Child) -> int:
-        """End it; how many other processes were left in it."""
-        with self._lock:
-            self.alive -= 1
-        return child.end()
-
-    def retire(self, idle_ms: int) -> None:
-        """End those that nobody has needed for so long."""
-        before = self.processes.clock.boot_ms() - idle_ms
-        with self._lock:
-            old = [child for child in self._idle if child.idle_since_ms <= before]
-            self._idle = [child for child in self._idle if child not in old]
-        for child in old:
-            self.discard(child)
-
-    def renew(self) -> None:
-        """The task files have changed: none that has the old ones takes another job."""
-        self._generation += 1
-        self.retire(0)
-
-    def close(self) -> None:
-        """End the idle ones, and from now on each that is released."""
-        self._closed = True
-        self.retire(-1)
-
-    def _pop(self) -> Child | None:
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    def _start(self) -> Child:
-        child = Child(self.processes, self._hello(), self._generation)
-        with self._lock:
-            self.alive += 1
-        return child
-
-    def _is_large(self, child: Child) -> bool:
-        if child.idle_since_ms < child.weigh_at_ms:
-            return False
-        child.weigh_at_ms = child.idle_since_ms + WEIGH_EVERY_MS
-        try:
-            size: int = psutil.Process(child.tree.pid).memory_info().rss
-        except psutil.Error:  # it has died
-            return True
-        return size > self._memory_max
-
-
 class ProcessExecutor:
     """Runs jobs in children. Called by the threads of the process lane."""
 
-    def __init__(self, processes: Processes, children: Children, submit: Callable[[Submission], str]) -> None:
-        self._processes, self.children, self._submit = processes, children, submit
+    def __init__(
+        self,
+        processes: Processes,
+        children: Children,
+        readahead: ReadAhead,
+        submit: Callable[[Submission], str],
+        *,
+        plain: Callable[[Claimed], bool],
+    ) -> None:
+        """``plain`` is whether a job can run with nothing around it but what is done here."""
+        self._processes, self.children, self._readahead, self._submit = processes, children, readahead, submit
+        self._plain = plain
+        self._short: set[str] = set()  # tasks
 
     def run(self, job: Job) -> RemoteResult:
         """What the task returns. Raises TaskFailed for what it raises, ProcessDied, or the JobInterrupted that stopped it."""
         attempt = job.attempt
-        child = self.children.acquire()
-        keep = False
+        child = self._acquire(attempt)
+        keep, answer = False, None
+        fresh = (
+            child.stale and not attempt.handed
+        )  # what it has that was taken back comes before this job, and nothing behind
         try:
-            attempt.enter(None, cancel=child.inbox.wake, patience_ms=PATIENCE_MS)
+            self._enter(attempt, child)
             watch = Watch(
                 attempt, child.tree, child.inbox, self._processes.clock, grace_ms=self._processes.grace_ms,
                 limits=job.spec.limits, warn=lambda words: job.write_log("WARNING", words), on_stop=self._stopping,
+                ended=lambda: self._has_ended(attempt.loan),
             )  # fmt: skip
             child.output.begin(job.open_log)
             silent_ms = attempt.heartbeat_ms
             if not child.ready:  # it cannot give a sign of life yet
                 attempt.heartbeat_ms = None
-            child.send(_run_message(job))
+            runs = self._hand_ahead(job, child)
+            if not attempt.handed:
+                runs.insert(0, _run_message(attempt.claimed, job, attempt.deadline_boot_ms))
+            if runs:
+                child.send(*runs)
             answer = self._converse(job, child, watch, silent_ms)
             keep = not (answer.leaves or watch.asked)
         except MustEnd:
-            answer = None
+            pass
         finally:
             attempt.leave()
-            if keep:
-                self.children.release(child)
-            else:
-                self._discard(job, child)
+            if fresh:
+                child.stale = False
+            self._part(job, child, answer if keep else None)
         if answer is None or (attempt.pending is not None and isinstance(answer, Failed)):
             assert attempt.pending is not None
             raise attempt.pending
@@ -310,6 +127,70 @@ class ProcessExecutor:
             final=answer.final or answer.bad_result,
             delay_s=answer.delay_s,
         )
+
+    # ----------------------------------------------------------------------------------------------- from job to job
+
+    def _acquire(self, attempt: Attempt) -> Child:
+        if not attempt.handed:
+            return self.children.acquire()
+        assert attempt.loan is not None
+        child = attempt.loan.holder
+        if child is None:
+            raise ProcessDied("the process that had begun the job was ended with the job before it")
+        assert isinstance(child, Child)
+        return child
+
+    def _enter(self, attempt: Attempt, child: Child) -> None:
+        try:
+            attempt.enter(None, cancel=child.inbox.wake, patience_ms=PATIENCE_MS)
+        except JobInterrupted:
+            if not attempt.handed:  # it runs already, and is stopped as if it had been here in time
+                raise
+
+    def _hand_ahead(self, job: Job, child: Child) -> list[Run]:
+        """The jobs that go to the child with this one."""
+        attempt = job.attempt
+        loan, claimed = attempt.loan, attempt.claimed
+        if loan is None or claimed.task not in self._short or len(loan.rows) > AHEAD_MAX // 2:
+            return []
+        if not (attempt.handed or self._may_go_ahead(claimed)):
+            return []
+        most = min(AHEAD_MAX, self.children.jobs_ahead(child)) - len(loan.rows)
+        if most <= 0:
+            return []
+        loan.holder = child
+        rows = self._readahead.lend(loan, most, self._may_go_ahead)
+        return [_run_message(row, job, row.timeout_ms, ahead=True) for row in rows]
+
+    def _may_go_ahead(self, claimed: Claimed) -> bool:
+        return claimed.task in self._short and len(claimed.payload) <= AHEAD_PAYLOAD_MAX and self._plain(claimed)
+
+    def _has_ended(self, loan: Loan | None) -> bool:
+        """Whether the child has begun another job, so that the one before is over."""
+        if loan is None:
+            return False
+        self._readahead.recall(loan)
+        return bool(loan.begun)
+
+    def _part(self, job: Job, child: Child, answer: Done | Failed | None) -> None:
+        """The job is over: with this answer, or so that its child is of no use any more."""
+        attempt = job.attempt
+        loan, claimed = attempt.loan, attempt.claimed
+        short = isinstance(answer, Done) and answer.took_us <= SHORT_US and not answer.wrote
+        (self._short.add if short else self._short.discard)(claimed.task)
+        if loan is not None and not short:  # whatever comes of it now may take its time
+            self._readahead.recall(loan)
+        if answer is None:
+            if loan is not None:
+                self._readahead.part(loan)
+            self._discard(job, child)
+            return
+        child.jobs += 1
+        if loan:
+            return
+        if loan is not None:
+            self._readahead.part(loan)
+        self.children.release(child)
 
     def _stopping(self) -> None:
         self._processes.stopped_total += 1
@@ -324,33 +205,51 @@ class ProcessExecutor:
             job.write_log("WARNING", f"{left} {words} ended with the job")
 
     def _converse(self, job: Job, child: Child, watch: Watch, silent_ms: int | None) -> Done | Failed:
-        died = False
-        while True:
-            events = watch.wait() if not died else child.inbox.wait(0)
-            answer = None
+        loan = job.attempt.loan
+        died = wrote = False
+        while (answer := self._heed(job, child)) is None:
+            if loan is not None and loan.again:
+                loan.again = False
+                if job.attempt.pending is not None:  # it need not begin
+                    raise MustEnd
+                child.send(_run_message(job.attempt.claimed, job, job.attempt.deadline_boot_ms))
+            if died:
+                events = child.inbox.wait(0)
+            elif loan:  # another job's output may follow in the pipe; ours is read when it is known to be the last
+                events = watch.wait(AHEAD_PATIENCE_MS, but="output")
+                if not events:
+                    self._readahead.recall(loan)
+            else:
+                events = watch.wait()
+            wrote = False
             for name, data in events:
                 if name == "messages" and data:
-                    for message in child.frames.feed(data):
-                        if isinstance(message, (Done, Failed)):
-                            answer = message
-                        else:
-                            self._hear(job, child, message)
+                    child.backlog.extend(child.frames.feed(data))
                     if not child.ready:
                         child.ready = True
                         job.attempt.beat()
                         job.attempt.heartbeat_ms = silent_ms
                 elif name == "output" and data:
                     child.output.feed(data)
+                    wrote = True
                 elif name != "output":  # the end of its messages, or of itself
                     died = True
-            if answer is not None:
-                if not child.inbox.in_order or any(name == "output" for name, _ in events):
-                    self._read_rest(child)
-                child.output.end()
-                return answer
-            if died and not events:
+            if died and not events and not child.backlog:
                 child.output.end()
                 raise self._death(child, job)
+        if answer.wrote or (not loan and (wrote or not child.inbox.in_order)):
+            self._read_rest(child)
+        child.output.end()
+        return answer
+
+    def _heed(self, job: Job, child: Child) -> Done | Failed | None:
+        """Go through the messages that have come, up to the answer."""
+        while child.backlog:
+            message = child.backlog.popleft()
+            if isinstance(message, (Done, Failed)):
+                return message
+            self._hear(job, child, message)
+        return None
 
     def _read_rest(self, child: Child) -> None:
         """What the job has written before its answer is in the pipe by now."""
@@ -392,28 +291,24 @@ def _say(job: Job, level: str, message: str) -> None:
         pass
 
 
-def _run_message(job: Job) -> Run:
-    attempt, claimed, limits = job.attempt, job.attempt.claimed, job.spec.limits
+def _run_message(claimed: Claimed, job: Job, deadline_ms: int | None, *, ahead: bool = False) -> Run:
+    """``job`` is itself, or the one before, which has the same limits if this one goes ahead with it."""
+    limits = job.spec.limits
     return Run(
         claimed.id,
         claimed.task,
         claimed.queue,
-        attempt.number,
+        claimed.attempt + 1,
         claimed.max_retries,
         claimed.payload,
-        attempt.deadline_boot_ms,
+        deadline_ms,
         *job.result_limit,
         None if limits is None or limits.open_files is None else int(limits.open_files.kill),
         claimed.request_id,
         claimed.tags,
         claimed.meta,
+        ahead,
     )
-
-
-def hello(tasks: str, *, debug: bool) -> Hello:
-    """What a child is told first; ``tasks`` is the folder of task files."""
-    path = [os.path.abspath(entry or os.curdir) for entry in sys.path]
-    return Hello(os.path.abspath(tasks), path, os.environ.get("PYTHONPATH"), debug)
 
 
 def how_it_ended(code: int | None) -> str:

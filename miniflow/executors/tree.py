@@ -46,6 +46,7 @@ class Tree:
         env: Mapping[str, str],
         cwd: str | Path | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
         niceness: int = 0,
     ) -> None:
         """Starts it. OSError where that cannot be. Its outputs are pipes, unbuffered."""
@@ -58,6 +59,7 @@ class Tree:
             bufsize=0,
             env={**env, MARK: mark},
             cwd=cwd,
+            pass_fds=pass_fds,
             start_new_session=POSIX,
             creationflags=0 if POSIX else _windows_flags(niceness),
         )

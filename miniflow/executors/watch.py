@@ -17,6 +17,7 @@ from miniflow.executors.tree import Tree, Usage
 from miniflow.limits import Limits, Threshold, in_words
 
 MEASURE_FIRST_MS, MEASURE_EVERY_MS = 20, 100
+ANSWER_WITHIN_S = 1.0  # of a job that has ended by itself
 MEASURED_SHARE = 20  # measuring takes no more than one part in so many of the time
 
 
@@ -38,10 +39,12 @@ class Watch:
         limits: Limits | None,
         warn: Callable[[str], None],
         on_stop: Callable[[], None] = lambda: None,
+        ended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``warn`` writes a warning into the job's log; ``on_stop`` is called once, when the job is asked to stop."""
+        """``warn`` writes a warning into the job's log; ``on_stop`` is called once, when the job is asked to stop, unless it
+        has ``ended`` by itself and what it answered is on its way."""
         self._attempt, self._tree, self._inbox, self._clock = attempt, tree, inbox, clock
-        self._grace_ms, self._on_stop = grace_ms, on_stop
+        self._grace_ms, self._on_stop, self._ended = grace_ms, on_stop, ended
         self._end_at: int | None = None
         self._meter = Meter(tree, limits, warn) if limits is not None and measured(limits) else None
         self._measure_at = clock.boot_ms() + MEASURE_FIRST_MS
@@ -51,15 +54,18 @@ class Watch:
         """Whether the job was asked to stop, so that its processes are not to be used again."""
         return self._end_at is not None
 
-    def wait(self) -> list[tuple[str, bytes]]:
-        """What the inbox has, or nothing after a while. MustEnd when the time has come."""
+    def wait(self, patience_ms: float = math.inf, *, but: str = "") -> list[tuple[str, bytes]]:
+        """What the inbox has (see its ``but``), or nothing after a while, of ``patience_ms`` at most. MustEnd when the time
+        has come."""
         attempt, now = self._attempt, self._clock.boot_ms()
-        deadline, until = attempt.deadline_boot_ms, math.inf
+        deadline, until = attempt.deadline_boot_ms, now + patience_ms
         if deadline is not None and attempt.pending is None:
             if now >= deadline:
                 attempt.interrupt(JobTimeout("the job is over its timeout"), now + self._grace_ms)
-            until = deadline
+            until = min(until, deadline)
         if attempt.pending is not None:
+            if self._end_at is None and self._ended():
+                return self._inbox.wait(ANSWER_WITHIN_S, but=but)
             if self._end_at is None:
                 self._stop(now)
             if self._end_at is None or now >= self._end_at:
@@ -72,7 +78,7 @@ class Watch:
                 if attempt.pending is not None and self._end_at is None:
                     return []
             until = min(until, self._measure_at)
-        return self._inbox.wait(None if until == math.inf else (until - now) / 1000)
+        return self._inbox.wait(None if until == math.inf else (until - now) / 1000, but=but)
 
     def _stop(self, now: int) -> None:
         at_once = isinstance(self._attempt.pending, (JobOverLimit, JobReturned))

@@ -41,6 +41,7 @@ LAYERS = (
     (
         "attempts",
         "readahead",
+        "loans",
         "model",
         "notices",
         "operations",
