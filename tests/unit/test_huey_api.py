@@ -21,13 +21,14 @@ from huey.api import chord, group
 from huey.exceptions import TaskException
 
 from miniflow import MiniFlowHuey, registry
+from miniflow.control import TaskChange, change_task
 from miniflow.errors import InvalidRequest, MiniFlowError, StoreBusy
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_serializer import JsonSerializer, SealingSerializer
 from miniflow.registry import Registry
 from miniflow.states import State
 from miniflow.writer import Transaction
-from tests.engines import Engines, Gate, cancel, history, row, rows, submit, wait_for_ends, wait_for_state
+from tests.engines import Engines, Gate, cancel, history, row, rows, submit, verb, wait_for_ends, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.servers import environment
 from tests.waiting import wait_until
@@ -506,3 +507,40 @@ def test_an_application_written_for_huey_runs_under_hueys_own_program(tmp_path: 
             ("nightly", "0 3 * * *")
         ]
     check_invariants(db, stopped=True)
+
+
+# ------------------------------------------------------------------------------------------------- whoever drives it himself
+
+
+def test_a_dequeue_keeps_to_the_limits_of_a_task_as_a_worker_does(engines: Engines, huey: JobsHuey, sums: Sums) -> None:
+    engine = engines(sums.specs, huey=huey, workers=0)
+    name = sums.add.task_class.__name__
+    verb(engine, change_task(engine.jobs, name, TaskChange(concurrency=1)))
+    for n in range(2):
+        sums.add(n, 1)
+
+    first = huey.dequeue()
+    assert huey.dequeue() is None, "one of them runs"
+    assert huey.execute(first) == 1
+    second = huey.dequeue()
+    assert huey.execute(second) == 2
+    assert huey.dequeue() is None
+
+
+def test_what_was_read_from_the_schedule_waits_for_the_limit_like_others_once_it_is_enqueued(
+    engines: Engines, huey: JobsHuey, sums: Sums
+) -> None:
+    engine = engines(sums.specs, huey=huey, workers=0)
+    verb(engine, change_task(engine.jobs, sums.add.task_class.__name__, TaskChange(concurrency=1)))
+    for n in range(2):
+        sums.add.schedule((n, 1), delay=60)
+    later = dt.datetime.utcnow() + dt.timedelta(minutes=2)
+    due = huey.read_schedule(later)
+    assert len(due) == 2
+    for task in due:
+        huey.enqueue(task)
+
+    first = huey.dequeue()
+    assert huey.dequeue() is None, "one of them runs"
+    assert huey.execute(first, later) == 1
+    assert huey.execute(huey.dequeue(), later) == 2
