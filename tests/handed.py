@@ -136,9 +136,8 @@ def stress(folder: Path, count: int, seed: int, kinds: dict[str, float], *, medd
         row = found[job_id]
         if row.state == State.CANCELLED:
             assert job_id in cancelled
-            assert began[n] == row.attempt, (
-                f"{n} ({kind}) was cancelled after {began[n]} begins, {row.attempt} are counted"
-            )
+            # it may have been taken by a worker and not have got as far as its first line
+            assert began[n] <= row.attempt, f"{n} ({kind}) was cancelled after {began[n]} begins of {row.attempt}"
             continue
         assert row.state == ENDS.get(kind, State.COMPLETED), f"{n} ({kind}): {row}"
         assert began[n] == row.attempt == 1, f"{n} ({kind}) began {began[n]} times, {row.attempt} are counted"
