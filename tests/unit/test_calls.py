@@ -6,6 +6,7 @@ import datetime as dt
 import inspect
 import json
 import pickle
+import ssl
 import subprocess
 import sys
 import time
@@ -414,6 +415,12 @@ def test_the_token_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_proxy_is_not_asked_for_this_machine() -> None:
     assert exchange.http_options(URL, "", 1)["trust_env"] is False
     assert exchange.http_options("https://elsewhere", "", 1)["trust_env"] is True
+
+
+def test_certificates_are_loaded_for_https_alone_and_without_them_nobody_is_trusted() -> None:
+    plain = exchange.http_options(URL, "", 1)["verify"]
+    assert (plain.get_ca_certs(), plain.verify_mode, plain.check_hostname) == ([], ssl.CERT_REQUIRED, True)
+    assert exchange.http_options("https://elsewhere", "", 1)["verify"] is True
 
 
 def test_names_are_quoted_and_never_empty() -> None:
