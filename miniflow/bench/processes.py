@@ -167,8 +167,9 @@ class LoadProcess(Child):
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._said.put(msgspec.json.decode(line, type=Said))
+        with self.process.stdout as lines:
+            for line in lines:
+                self._said.put(msgspec.json.decode(line, type=Said))
         self._said.put(None)
 
     def begin(self, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.commands import miniflow_here
 from tests.servers import Server, environment, miniflow
 from tests.waiting import wait_until
 
@@ -50,9 +51,9 @@ def test_a_server_that_runs_already(tmp_path: Path) -> None:
             for _ in range(3):
                 client.post("/api/v1/jobs", json={"task": "noop", "queue": "bench"}).raise_for_status()
         done = miniflow("bench", *SHORT, "--mix=noop", "--assert=lost=0", f"--url={server.url}", cwd=tmp_path)
-        refused = miniflow("bench", *SHORT, f"--url={server.url}", cwd=tmp_path)
+        refused = miniflow_here("bench", *SHORT, f"--url={server.url}", cwd=tmp_path)
         chains = ("--profile=workflow", "--mix=noop", "--jobs=40", "--assert=lost=0,workflows>0/s,workflow_p99<1min")
-        workflows = miniflow("bench", *chains, "--json", f"--url={server.url}", cwd=tmp_path)
+        workflows = miniflow_here("bench", *chains, "--json", f"--url={server.url}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "there are 350 completed" in text
@@ -86,7 +87,7 @@ def test_workflows_are_counted_whole_and_by_their_steps(tmp_path: Path) -> None:
 
 
 def test_no_server(tmp_path: Path) -> None:
-    done = miniflow("bench", "--url=http://127.0.0.1:1", cwd=tmp_path)
+    done = miniflow_here("bench", "--url=http://127.0.0.1:1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (4, "")
     assert "no server answers at http://127.0.0.1:1" in done.stderr
 
@@ -101,7 +102,7 @@ def test_no_server(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_starts_nothing(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    done = miniflow("bench", *arguments, cwd=tmp_path, **temporary(tmp_path))
+    done = miniflow_here("bench", *arguments, cwd=tmp_path, **temporary(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert complaint in done.stderr
     assert not list(tmp_path.iterdir())
