@@ -458,40 +458,54 @@ def test_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
 # ------------------------------------------------------------------------------------------- full queues and a server that stops
 
 
-def test_a_full_queue_is_429_with_retry_after_and_takes_jobs_again_when_there_is_room(tmp_path: Path) -> None:
-    with Server(tmp_path, {"sample.py": TASKS}, max_queue=5, workers=0) as server, server.client() as client:
-        jobs = [submit(client, "add", {"a": n})["id"] for n in range(5)]
-
-        for answer in (
-            client.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}}),
-            client.post("/api/v1/jobs/batch", json=[{"task": "add", "payload": {"a": 1}}]),
-            client.post("/submit", json={"task": "add", "payload": {"a": 1}}),
-            client.post("/submit-job", json={"task": "add", "payload": {"a": 1}}),
-            client.post("/create-jobs/", json={"job": "add", "a": 1}),
-        ):
-            assert_problem(answer, 429, "queue_full", says="max_queue")
-            assert int(answer.headers["retry-after"]) >= 1
-
-        assert client.get("/api/v1/jobs").json()["total"] == 5
-        assert client.post(f"/api/v1/jobs/{jobs[0]}/cancel").status_code == 200
-        submit(client, "add", {"a": 1})
-        assert_problem(client.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}}), 429)
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("idle"), {"sample.py": TASKS}, max_queue=5, workers=0) as server:
+        yield server
 
 
-def test_a_batch_that_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
-    with Server(tmp_path, {"sample.py": TASKS}, max_queue=5, workers=0) as server, server.client() as client:
-        submit(client, "add", {"a": 1})
+@pytest.fixture
+def five(idle: Server) -> Iterator[httpx.Client]:
+    """A client of a server that runs nothing and lets five jobs wait. None does when the test begins."""
+    with idle.client() as client:
+        for verb in ("cancel", "delete"):
+            assert client.post(f"/api/v1/jobs/bulk/{verb}", json={"all": True}).status_code == 200
+        assert client.get("/api/v1/jobs").json()["total"] == 0
+        yield client
 
-        assert_problem(client.post("/api/v1/jobs/batch", json=[{"task": "chatty"}] * 5), 429, "queue_full")
-        assert client.get("/api/v1/jobs").json()["total"] == 1
-        assert client.post("/api/v1/jobs/batch", json=[{"task": "chatty"}] * 4).status_code == 201
+
+def test_a_full_queue_is_429_with_retry_after_and_takes_jobs_again_when_there_is_room(five: httpx.Client) -> None:
+    jobs = [submit(five, "add", {"a": n})["id"] for n in range(5)]
+
+    for answer in (
+        five.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}}),
+        five.post("/api/v1/jobs/batch", json=[{"task": "add", "payload": {"a": 1}}]),
+        five.post("/submit", json={"task": "add", "payload": {"a": 1}}),
+        five.post("/submit-job", json={"task": "add", "payload": {"a": 1}}),
+        five.post("/create-jobs/", json={"job": "add", "a": 1}),
+    ):
+        assert_problem(answer, 429, "queue_full", says="max_queue")
+        assert int(answer.headers["retry-after"]) >= 1
+
+    assert five.get("/api/v1/jobs").json()["total"] == 5
+    assert five.post(f"/api/v1/jobs/{jobs[0]}/cancel").status_code == 200
+    submit(five, "add", {"a": 1})
+    assert_problem(five.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}}), 429)
 
 
-def test_a_replayed_key_is_answered_though_the_queue_is_full(tmp_path: Path) -> None:
-    with Server(tmp_path, {"sample.py": TASKS}, max_queue=1, workers=0) as server, server.client() as client:
-        first = submit(client, "add", {"a": 1}, idempotency_key="full")
+def test_a_batch_that_does_not_fit_is_refused_whole(five: httpx.Client) -> None:
+    submit(five, "add", {"a": 1})
 
-        assert submit(client, "add", {"a": 1}, idempotency_key="full")["id"] == first["id"]
+    assert_problem(five.post("/api/v1/jobs/batch", json=[{"task": "chatty"}] * 5), 429, "queue_full")
+    assert five.get("/api/v1/jobs").json()["total"] == 1
+    assert five.post("/api/v1/jobs/batch", json=[{"task": "chatty"}] * 4).status_code == 201
+
+
+def test_a_replayed_key_is_answered_though_the_queue_is_full(five: httpx.Client) -> None:
+    first, *_ = [submit(five, "add", {"a": n}, idempotency_key=f"full-{n}") for n in range(5)]
+    assert_problem(five.post("/api/v1/jobs", json={"task": "add", "payload": {"a": 1}}), 429)
+
+    assert submit(five, "add", {"a": 0}, idempotency_key="full-0")["id"] == first["id"]
 
 
 def test_a_server_that_stops_says_503_to_new_jobs_and_goes_on_answering_questions(tmp_path: Path) -> None:
