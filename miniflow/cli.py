@@ -9,6 +9,7 @@ its libraries are imported inside the commands: ``miniflow version`` does not wa
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -141,8 +142,11 @@ def serve(**flags: Any) -> None:
       MINIFLOW_TOKEN=… miniflow serve --host 0.0.0.0
     """
     settings = load(flags)
+    gc.disable()  # modules stay: the collector would go through them again and again while they are imported, and find nothing
     from miniflow import app, command_tasks, declared, logs
 
+    gc.freeze()
+    gc.enable()
     application = app.Application(
         settings,
         declared=declared.from_table(read_table("schedules"), FILE),

@@ -79,12 +79,15 @@ def _options(routes: list[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
     for handler in routes:
         for path in handler.paths:
             allowed.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
-    return [_options_of(path, ", ".join(sorted(methods))) for path, methods in allowed.items()]
+    paths: dict[str, list[str]] = {}  # by what is allowed there: each handler makes the start longer
+    for path, methods in allowed.items():
+        paths.setdefault(", ".join(sorted(methods)), []).append(path)
+    return [_options_of(alike, allow) for allow, alike in paths.items()]
 
 
-def _options_of(path: str, methods: str) -> HTTPRouteHandler:
-    @route(path, http_method="OPTIONS", status_code=204, include_in_schema=False)
+def _options_of(paths: list[str], allow: str) -> HTTPRouteHandler:
+    @route(paths, http_method="OPTIONS", status_code=204, include_in_schema=False)
     async def options() -> Response[None]:
-        return Response(None, headers={"allow": methods})
+        return Response(None, headers={"allow": allow})
 
     return options

@@ -35,7 +35,7 @@ NOWHERE = "http://127.0.0.1:9"
 """The discard port: nobody listens there."""
 
 MORE_TASKS = '''
-import time
+import gc
 
 from miniflow import current_job, task
 
@@ -55,6 +55,11 @@ def report(parts: int = 3, fail_first: bool = False) -> str:
 @task
 def nothing() -> None:
     """Returns nothing."""
+
+
+@task
+def collects_garbage() -> bool:
+    return gc.isenabled()
 '''
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and terminals")
@@ -379,6 +384,10 @@ def test_queues_tasks_and_workers(run: Run, client: httpx.Client) -> None:
     assert "not found" in one_line(run("tasks", "nope", code=exits.NOT_FOUND))
     assert len(documents(run("workers", "--json"))) >= 4
     assert len(re.findall(r" (?:idle|busy)", run("workers").stdout)) >= 4
+
+
+def test_a_server_collects_garbage_though_it_starts_without(run: Run) -> None:
+    assert documents(run("submit", "collects_garbage", "--wait", "--json"))[0]["result"] is True
 
 
 def test_info_and_stats(run: Run) -> None:
