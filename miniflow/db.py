@@ -243,12 +243,12 @@ def _recognise(connection: apsw.Connection, real: str) -> None:
 
 def _prepare(connection: apsw.Connection, real: str) -> None:
     """Pragmas that must come before the first table, and those that belong to the connection."""
-    if not connection.pragma("application_id"):
+    fresh = not connection.pragma("application_id")
+    if fresh:
         # EXTRA also syncs the folder when the rollback journal of the creation goes: else a power cut could bring it back.
         connection.pragma("synchronous", "EXTRA")
         connection.pragma("page_size", 4096)
         connection.pragma("auto_vacuum", "INCREMENTAL")
-        connection.pragma("application_id", APPLICATION_ID)
     _set_and_assert(
         connection,
         {
@@ -267,6 +267,8 @@ def _prepare(connection: apsw.Connection, real: str) -> None:
         },
         real,
     )
+    if fresh:  # only now: in the write-ahead log it takes one sync, in a rollback journal four
+        connection.pragma("application_id", APPLICATION_ID)
 
 
 def _set_and_assert(connection: apsw.Connection, wanted: dict[str, int | str], real: str) -> None:

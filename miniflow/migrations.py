@@ -1,7 +1,8 @@
 """Numbered SQL files bring a database up to date; the number of the last one applied is the file's ``user_version``.
 
-Each is applied whole or not at all, in order, at start. A file that holds jobs is backed up beside itself first. There is no
-way back: a newer file is refused by an older program, and the backup is the way back.
+Each is applied whole or not at all, in order, at start; a new file is made by all of them in one transaction. A file that holds
+jobs is backed up beside itself first. There is no way back: a newer file is refused by an older program, and the backup is the
+way back.
 
 The rows of ``transitions`` are written when the file is made and by migrations that change the states; at every start they
 are compared with ``states.py``, and a difference stops the program: code and file would disagree about what may happen.
@@ -9,6 +10,7 @@ are compared with ``states.py``, and a difference stops the program: code and fi
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import resources
 
 import apsw
@@ -39,11 +41,12 @@ def apply(connection: apsw.Connection, path: str, steps: list[str] | None = None
         )
     if 0 < version < len(steps):
         backup(connection, f"{path}.v{version}.backup")
-    for number in range(version + 1, len(steps) + 1):
-        with connection:
-            connection.execute(steps[number - 1])
-            _write_transitions(connection)
-            connection.pragma("user_version", number)
+    with nullcontext() if version else connection:  # a new file: one sync, not one for each
+        for number in range(version + 1, len(steps) + 1):
+            with connection:
+                connection.execute(steps[number - 1])
+                _write_transitions(connection)
+                connection.pragma("user_version", number)
     found = [tuple(row) for row in connection.execute(statements.TRANSITIONS).fetchall()]
     if found != states.transition_rows():
         raise StoreError(
