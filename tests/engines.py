@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
-from miniflow import capture, registry
+from miniflow import capture, db, registry
 from miniflow.engine import Engine
 from miniflow.huey_adapter import JobsHuey
 from miniflow.intake import Submission
@@ -116,6 +118,8 @@ class Engines:
             "stop_grace": 0.5,
             **settings,
         }
+        if not Path(values["db"]).exists():
+            Path(values["db"]).write_bytes(fresh_file())
         engine = Engine(Settings(**values), clock=clock, huey=huey or JobsHuey(), specs=registry_of(specs))
         self._running.append(engine)
         if start:
@@ -147,6 +151,15 @@ class Engines:
         engine.huey.detach()
         engine.database.close()
         capture.remove()
+
+
+@cache
+def fresh_file() -> bytes:
+    """A file as the first start makes it. To make it takes longer than most tests; that it is made is for others to test."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "jobs.db"
+        db.open_writer(path).close()
+        return path.read_bytes()
 
 
 def registry_of(specs: Registry | Callable[..., Any] | Iterable[Callable[..., Any]]) -> Registry:
