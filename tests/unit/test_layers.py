@@ -10,6 +10,7 @@ import ast
 import graphlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,7 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[t
             yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
 
 
+@cache
 def imports_of(module: str) -> list[tuple[int, str]]:
     path = MODULES[module]
     return list(imports(path.read_text("utf-8"), module, is_package=path.name == "__init__.py"))

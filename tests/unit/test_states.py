@@ -13,6 +13,7 @@ import pytest
 
 from miniflow import db, migrations, states
 from miniflow.states import MEANING, MOVES, State
+from tests.engines import fresh_file
 
 MOVABLE = {(move.source, move.target) for move in MOVES}
 NEEDS_LEASE = {(source, target) for source, target, needs in states.transition_rows() if needs}
@@ -20,6 +21,7 @@ NEEDS_LEASE = {(source, target) for source, target, needs in states.transition_r
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[apsw.Connection]:
+    (tmp_path / "jobs.db").write_bytes(fresh_file())
     with closing(db.open_writer(tmp_path / "jobs.db")) as base:
         yield base.connection
 

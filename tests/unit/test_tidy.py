@@ -10,6 +10,7 @@ import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -57,9 +58,39 @@ def source(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
+class Facts(NamedTuple):
+    """What the tests of a file ask of its syntax tree. The trees of all files together are too many objects to keep."""
+
+    docstring: str | None
+    functions: list[tuple[int, str, int]]
+    """(line, name, how many lines) of each function."""
+    clocks: list[str]
+    """What reads a clock, as ``line: what``."""
+    catching_all: list[int]
+    """The lines of the handlers that catch everything."""
+    naps: list[str]
+    """Calls of sleep in tests, as ``line: what``."""
+
+
 @cache
-def tree(name: str) -> ast.Module:
-    return ast.parse(source(name), name)
+def facts(name: str) -> Facts:
+    tree = ast.parse(source(name), name)
+    found = Facts(ast.get_docstring(tree), [], [], [], [])
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                found.functions.append((node.lineno, node.name, (node.end_lineno or node.lineno) - node.lineno + 1))
+                if node.name.startswith("test_"):
+                    found.naps.extend(f"{call.lineno}: {ast.unparse(call)}" for call in sleeps(node))
+            case ast.Attribute(attr="time" | "time_ns" | "now" | "utcnow" | "today"):
+                if WALL_CLOCK.fullmatch(ast.unparse(node)):
+                    found.clocks.append(f"{node.lineno}: {ast.unparse(node)}: take a clock instead")
+            case ast.ImportFrom(module="time"):
+                if any(alias.name in {"time", "time_ns"} for alias in node.names):
+                    found.clocks.append(f"{node.lineno}: import the module time, not its functions")
+            case ast.ExceptHandler() if catches_all(node):
+                found.catching_all.append(node.lineno)
+    return found
 
 
 def tracked() -> list[str]:
@@ -96,33 +127,22 @@ def test_modules_are_small_and_say_what_they_are(name: str) -> None:
     lines = len(source(name).splitlines())
     assert lines <= MODULE_LINES_MAX, f"{name} has {lines} lines; what in it is a module of its own?"
     assert Path(name).stem not in VAGUE_NAMES, f"{name}: name it after what is in it"
-    assert ast.get_docstring(tree(name)), f"{name} has no docstring that says what it is for"
+    assert facts(name).docstring, f"{name} has no docstring that says what it is for"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_functions_are_short(name: str) -> None:
     long = [
-        f"{name}:{node.lineno}: {node.name} has {length} lines"
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
+        f"{name}:{line}: {function} has {length} lines"
+        for line, function, length in facts(name).functions
+        if length > FUNCTION_LINES_MAX
     ]
     assert not long, "\n".join(long)
 
 
 @pytest.mark.parametrize("name", [name for name in lists("miniflow") if Path(name).name not in CLOCK_MODULES])
 def test_time_is_handed_in(name: str) -> None:
-    reads = [
-        f"{name}:{node.lineno}: {ast.unparse(node)}: take a clock instead"
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.Attribute) and WALL_CLOCK.fullmatch(ast.unparse(node))
-    ]
-    reads += [
-        f"{name}:{node.lineno}: import the module time, not its functions"
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.ImportFrom) and node.module == "time"
-        if any(alias.name in {"time", "time_ns"} for alias in node.names)
-    ]
+    reads = [f"{name}:{read}" for read in facts(name).clocks]
     assert not reads, "\n".join(reads)
 
 
@@ -147,35 +167,39 @@ def test_a_linter_mark_is_no_reason() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED + TESTS)
 def test_catching_everything_has_a_reason(name: str) -> None:
-    handlers = [node for node in ast.walk(tree(name)) if isinstance(node, ast.ExceptHandler) and catches_all(node)]
-    explained = reasons(source(name))
+    handlers = facts(name).catching_all
+    explained = reasons(source(name)) if handlers else set()
     silent = [
-        f"{name}:{handler.lineno}: say in a comment (on this line, above or below) why everything is caught"
-        for handler in handlers
-        if not explained & {handler.lineno - 1, handler.lineno, handler.lineno + 1}
+        f"{name}:{line}: say in a comment (on this line, above or below) why everything is caught"
+        for line in handlers
+        if not explained & {line - 1, line, line + 1}
     ]
     assert not silent, "\n".join(silent)
 
 
+def is_sleep(function: ast.expr) -> bool:
+    named = isinstance(function, ast.Name) and function.id == "sleep"
+    return named or (isinstance(function, ast.Attribute) and function.attr == "sleep" and dotted(function.value))
+
+
+def dotted(node: ast.expr) -> bool:
+    """``a.b.c`` and nothing else."""
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and dotted(node.value))
+
+
 def sleeps(node: ast.AST) -> Iterator[ast.Call]:
-    """Calls of some sleep() in a test itself. Functions defined inside it are its tasks: those may take their time."""
+    """Calls of some sleep() in a test itself, but sleep(0). Functions inside it are its tasks: those may take their time."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        if isinstance(child, ast.Call) and re.fullmatch(r"(\w+\.)*sleep", ast.unparse(child.func)):
+        if isinstance(child, ast.Call) and is_sleep(child.func) and [ast.unparse(arg) for arg in child.args] != ["0"]:
             yield child
         yield from sleeps(child)
 
 
 @pytest.mark.parametrize("name", TESTS)
 def test_tests_wait_for_something_and_never_just_sleep(name: str) -> None:
-    naps = [
-        f"{name}:{call.lineno}: {ast.unparse(call)}: use wait_until from tests/waiting.py, or a fake clock"
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-        for call in sleeps(node)
-        if [ast.unparse(argument) for argument in call.args] != ["0"]  # sleep(0) only gives way
-    ]
+    naps = [f"{name}:{nap}: use wait_until from tests/waiting.py, or a fake clock" for nap in facts(name).naps]
     assert not naps, "\n".join(naps)
 
 
