@@ -42,6 +42,8 @@ from tests.invariants import check_invariants
 from tests.servers import Server
 from tests.waiting import wait_until
 
+TOKEN = "a-token-of-sixteen-characters"
+
 MORE_TASKS = '''
 import pathlib
 import time
@@ -262,17 +264,23 @@ def test_nobody_there_is_said_after_the_repeats(kind: Any) -> None:
                 call()
 
 
-def test_a_server_that_is_full_or_wants_a_token_says_so(tmp_path: Path, kind: Any) -> None:
-    token = "a-token-of-sixteen-characters"
-    with Server(tmp_path, {"a.py": TASKS}, workers=0, max_queue=1, token=token) as full:
-        with kind(full.url, token="") as stranger, pytest.raises(Unauthorized) as refused:
-            stranger.submit("add", {"a": 1})
-        assert refused.value.code == "no_token"
-        with kind(full.url, token=token, repeats=0) as client:
-            client.submit("add", {"a": 1})
-            with pytest.raises(QueueFull, match="max_queue") as busy:
-                client.submit("add", {"a": 2})
-            assert busy.value.retry_after == 5
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that runs nothing, lets one job wait, and wants ``TOKEN``."""
+    with Server(tmp_path_factory.mktemp("full"), {"a.py": TASKS}, workers=0, max_queue=1, token=TOKEN) as running:
+        yield running
+
+
+def test_a_server_that_is_full_or_wants_a_token_says_so(full: Server, kind: Any) -> None:
+    with kind(full.url, token="") as stranger, pytest.raises(Unauthorized) as refused:
+        stranger.submit("add", {"a": 1})
+    assert refused.value.code == "no_token"
+    with kind(full.url, token=TOKEN, repeats=0) as client:
+        job = client.submit("add", {"a": 1})
+        with pytest.raises(QueueFull, match="max_queue") as busy:
+            client.submit("add", {"a": 2})
+        assert busy.value.retry_after == 5
+        client.cancel(job)  # there is room again for the other kind
 
 
 # ---------------------------------------------------------------------------------------------------------- many jobs

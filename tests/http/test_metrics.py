@@ -21,6 +21,7 @@ from miniflow import __version__
 from miniflow.metrics import LABELS_MAX, OTHER, Labels
 from miniflow.minutes import COUNTED
 from tests.api import TASKS, Json, all_ended, assert_problem, end_of, submit, wait_for_status
+from tests.engines import fresh_file
 from tests.invariants import read
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -303,14 +304,14 @@ def test_names_beyond_the_limit_share_a_label() -> None:
 
 
 def test_the_page_stays_bounded_however_many_tasks_were_ever_counted(tmp_path: Path) -> None:
-    with Server(tmp_path, {"sample.py": TASKS}, workers=0) as server:
-        assert server.terminate() == 0
-        with closing(apsw.Connection(str(server.db))) as connection:
-            rows = [("finished", f"gone{n:03}", 1) for n in range(2 * LABELS_MAX)]
-            connection.executemany("INSERT INTO counters VALUES (?, ?, ?)", rows)
-        server.restart()
-        with server.client() as client:
-            finished = Page(client).of("jobs_finished_total")
+    path = tmp_path / "miniflow.db"
+    path.write_bytes(fresh_file())
+    with closing(apsw.Connection(str(path))) as connection:
+        rows = [("finished", f"gone{n:03}", 1) for n in range(2 * LABELS_MAX)]
+        connection.executemany("INSERT INTO counters VALUES (?, ?, ?)", rows)
+    with Server(tmp_path, {"sample.py": TASKS}, workers=0) as server, server.client() as client:
+        assert server.db == path
+        finished = Page(client).of("jobs_finished_total")
     assert len(finished) == LABELS_MAX + 1
     assert ("add",) in finished  # what can be run goes before what is gone
     assert sum(finished.values()) == 2 * LABELS_MAX
