@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from miniflow.async_client import AsyncClient
     from miniflow.client import Client
     from miniflow.huey_embedded import MiniFlowHuey
-    from miniflow.workflow_answers import Workflow, WorkflowNotEnded, WorkflowPage, WorkflowStep
+    from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowNotEnded, WorkflowPage, WorkflowStep
 
 __version__ = "0.1.0"
 
@@ -97,6 +97,7 @@ __all__ = [
     "Unauthorized",
     "WorkerInfo",
     "Workflow",
+    "WorkflowDefinition",
     "WorkflowNotEnded",
     "WorkflowPage",
     "WorkflowStep",
@@ -107,7 +108,9 @@ _ELSEWHERE = {
     "AsyncClient": "async_client",
     "huey": "huey_adapter",
     "MiniFlowHuey": "huey_embedded",
-    **dict.fromkeys(("Workflow", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"), "workflow_answers"),
+    **dict.fromkeys(
+        ("Workflow", "WorkflowDefinition", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"), "workflow_answers"
+    ),
 }
 
 

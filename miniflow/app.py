@@ -173,6 +173,7 @@ class Application:
             queries=Queries(readers, engine.writer),
             workflow_intake=engine.workflow_intake,
             workflow_queries=WorkflowQueries(readers, engine.writer),
+            definitions=engine.definitions,
             listing=Listing(readers, engine.writer),
             feed=feed,
             roster=engine.roster,
@@ -238,7 +239,7 @@ class Application:
 
     async def _watch_tasks(self) -> None:
         async for changes in watchfiles.awatch(self.settings.tasks, recursive=True):
-            if any(path.endswith(".py") for _, path in changes):
+            if any(path.endswith((".py", ".toml")) for _, path in changes):
                 loaded = await asyncio.to_thread(self.engine.reload)
                 names = ", ".join(sorted({Path(path).name for _, path in changes}))
                 print(f"reloaded {names}: {len(self.engine.registry)} tasks", flush=True)
@@ -257,7 +258,7 @@ class Application:
 
 
 def report_failures(failures: Sequence[Any]) -> None:
-    """Task files that could not be imported, each with its traceback, on standard error."""
+    """Task files that could not be imported, each with its traceback, and files of workflows, on standard error."""
     for failure in failures:
         print(
             f"task file {failure.path} was not loaded: {failure.error}\n{failure.traceback}",

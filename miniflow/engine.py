@@ -23,6 +23,8 @@ from miniflow.clocktrust import ClockTrust
 from miniflow.command_tasks import add_commands
 from miniflow.contract import Declared
 from miniflow.control import PoolSize
+from miniflow.definitions import Declared as FlowDeclared
+from miniflow.definitions import Definitions
 from miniflow.errors import JobReturned, StoreFull, StoreLocked
 from miniflow.executors.children import Children, Processes, hello
 from miniflow.executors.command import CommandExecutor
@@ -49,6 +51,7 @@ from miniflow.rules import Rules
 from miniflow.schedules import Schedules, job_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
+from miniflow.workflow_files import load_definitions
 from miniflow.workflow_intake import WorkflowIntake
 from miniflow.writer import Transaction, Writer
 
@@ -76,7 +79,7 @@ class Engine:
         guard.protect(settings.db)  # before the task files, which are code that could open it
         capture.install()  # and that may keep hold of sys.stdout
         try:
-            self._commands = list(commands)
+            self._commands, self._flows = list(commands), list[FlowDeclared]()
             self.loaded: Loaded | None = None if specs is not None else self._load()
             self.database = db.open_writer(
                 settings.db, synchronous="FULL" if settings.durability == "full" else "NORMAL"
@@ -92,6 +95,7 @@ class Engine:
         self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
         self.jobs = self._jobs()
         self.intake, self.workflow_intake = self._intakes()
+        self.definitions = Definitions(self.workflow_intake)
         self._declared = list(declared)
         self.schedules = self._scheduling()
         services = self.services = Services(
@@ -171,9 +175,10 @@ class Engine:
             self.jobs.suspects = suspects.leased
             self.pool.load(tx, [seq for seq, queue in suspects.crashed if self._serves(queue)])
             self.jobs.dependencies.load(tx)
+            self.definitions.load(tx)
             self.jobs.workflows.load(tx, suspects.ended)
             self.jobs.timers.look(tx)
-            self.schedules.take_up(tx, [*self._declared, *self.registry.schedules])
+            self._take_up(tx)
             self.schedules.firing.begin(tx)
 
         self.writer.run_now(first)
@@ -247,8 +252,13 @@ class Engine:
     # --------------------------------------------------------------------------------------------------------------- tasks
 
     def _load(self) -> Loaded:
-        """The task files as they are now, and the commands, each with the executor that it has here."""
+        """The task files as they are now, and the commands, each with the executor that it has here; and the workflows beside
+        them."""
         loaded = load_tasks(Path(self.settings.tasks))
+        flows, wrong = load_definitions(Path(self.settings.tasks))
+        broken = {str(failure.path) for failure in wrong}
+        self._flows = [*flows, *(one for one in self._flows if one.origin in broken)]
+        loaded.failures.extend(wrong)
         add_commands(loaded.registry, self._commands)
         if self.settings.executor == "process":
             loaded.registry.run_unsaid_in_processes()
@@ -322,8 +332,13 @@ class Engine:
         if self.writer.started:
             self.writer.call("verb", self.jobs.rules.apply)
         self.loaded = fresh
-        self._if_disk_allows(lambda tx: self.schedules.take_up(tx, [*self._declared, *self.registry.schedules]))
+        self._if_disk_allows(self._take_up)
         return fresh
+
+    def _take_up(self, tx: Transaction) -> None:
+        """Make the file follow what stands in code and in files."""
+        self.definitions.take_up(tx, self._flows)
+        self.schedules.take_up(tx, [*self._declared, *self.registry.schedules])
 
     def submit(self, spec: TaskSpec, payload: str, options: dict[str, object]) -> str:
         """The hook behind ``task.submit()``: insert and wait for the commit; the job's id."""

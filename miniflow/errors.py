@@ -86,6 +86,14 @@ class ScheduleRefused(MiniFlowError):
         self.name, self.verb = name, verb
 
 
+class DefinitionRefused(MiniFlowError):
+    """A verb does not apply to this kept definition of a workflow; ``why`` says so and names the remedy."""
+
+    def __init__(self, name: str, verb: str, why: str) -> None:
+        super().__init__(f"workflow definition {name}: cannot {verb}, {why}")
+        self.name, self.verb = name, verb
+
+
 class IdempotencyConflict(MiniFlowError):
     """The idempotency key belongs to a job, or a workflow, that was submitted with another body."""
 

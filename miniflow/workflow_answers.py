@@ -74,12 +74,15 @@ class Workflow(Answer):
 
     id: str
     name: str = ""
+    definition: str | None = None
+    version: int | None = None
     status: str = ""
     current_step: int = 0
     total_steps: int = 0
     paused: bool = False
     compensating: bool = False
     input: Any = None
+    output: Any = None
     error: str | None = None
     steps: list[WorkflowStep] = msgspec.field(default_factory=list)
     compensations: list[Compensation] = msgspec.field(default_factory=list)
@@ -100,6 +103,24 @@ class Workflow(Answer):
     def ended(self) -> bool:
         """Whether nothing will happen to it any more by itself."""
         return self.status in ("completed", "failed", "cancelled")
+
+
+class WorkflowDefinition(Answer):
+    """A version of a kept definition. In a list there are no ``steps``. ``source`` is who defines it, ``api`` or ``file``;
+    ``origin`` says which file."""
+
+    name: str
+    version: int = 0
+    total_steps: int = 0
+    steps: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    inputs: dict[str, Any] | None = None
+    output: Any = None
+    timeout: float | None = None
+    on_failure: dict[str, Any] | None = None
+    description: str | None = None
+    source: str = ""
+    origin: str | None = None
+    created_at: dt.datetime | None = None
 
 
 class WorkflowPage(Answer):

@@ -14,10 +14,11 @@ from miniflow import answers
 from miniflow.calls import named, until_ended
 from miniflow.exchange import Ask, Flow, Give, Items, one, repeated, send, stream
 from miniflow.ids import uuid7
-from miniflow.workflow_answers import Workflow, WorkflowNotEnded, WorkflowPage
+from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowNotEnded, WorkflowPage
 
 PAGE = 100  # workflows in one request of list
 PATH = "/api/v1/workflows"
+DEFINITIONS = "/api/v1/workflow-definitions"
 
 
 class WorkflowOptions(TypedDict, total=False):
@@ -32,15 +33,34 @@ class WorkflowOptions(TypedDict, total=False):
     description: str | None
 
 
+class DefinitionOptions(TypedDict, total=False):
+    """With ``inputs`` the input is an object of those fields, each ``{"default": …}`` or required; ``output`` may refer to
+    steps."""
+
+    inputs: Mapping[str, Mapping[str, Any]] | None
+    output: Any
+    timeout: float | dt.timedelta | None
+    on_failure: Mapping[str, Any] | None
+    description: str | None
+
+
 WorkflowRef: TypeAlias = str | Workflow
 """A workflow's id, or a Workflow that was given before."""
 
 
 def start(name: str, steps: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, repeats: int) -> Flow[Workflow]:
+    return _started({"name": name, "steps": steps}, options, repeats)
+
+
+def run(definition: str, version: int | None, options: Mapping[str, Any], *, repeats: int) -> Flow[Workflow]:
+    return _started({"definition": definition, **({} if version is None else {"version": version})}, options, repeats)
+
+
+def _started(what: Mapping[str, Any], options: Mapping[str, Any], repeats: int) -> Flow[Workflow]:
     wanted = {key: _plain(value) for key, value in options.items() if value is not None}
     if repeats > 0:
         wanted.setdefault("idempotency_key", uuid7())
-    body = msgspec.json.encode({"name": name, "steps": steps, **wanted})
+    body = msgspec.json.encode({**what, **wanted})
     answer = yield from repeated(Ask(method="POST", path=PATH, body=body), repeats)
     return answers.decoded(answer, Workflow)
 
@@ -94,6 +114,35 @@ def events(workflow: WorkflowRef) -> Items[Workflow]:
 
 def _event(event: ServerSentEvent, answer: httpx.Response) -> Workflow:
     return answers.decoded_text(event.data, Workflow, answer)
+
+
+# ------------------------------------------------------------------------------------------------------------ definitions
+
+
+def define(name: str, steps: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Flow[WorkflowDefinition]:
+    wanted = {key: _plain(value) for key, value in options.items() if value is not None}
+    return one(WorkflowDefinition, _definition(name), "PUT", body=msgspec.json.encode({"steps": steps, **wanted}))
+
+
+def definition(name: str, version: int | None) -> Flow[WorkflowDefinition]:
+    return one(WorkflowDefinition, _definition(name), params={"version": version})
+
+
+class _Definitions(msgspec.Struct):
+    items: list[WorkflowDefinition]
+
+
+def definitions(name: str | None) -> Flow[list[WorkflowDefinition]]:
+    found = yield from one(_Definitions, DEFINITIONS if name is None else _definition(name, "/versions"))
+    return found.items
+
+
+def undefine(name: str) -> Flow[None]:
+    yield from send(Ask(method="DELETE", path=_definition(name)))
+
+
+def _definition(name: str, rest: str = "") -> str:
+    return named(DEFINITIONS, name, rest)
 
 
 def path_of(workflow: WorkflowRef, rest: str = "") -> str:

@@ -7,10 +7,11 @@ from typing import Any, Unpack
 
 from miniflow import workflow_calls as calls
 from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
-from miniflow.workflow_answers import Workflow, WorkflowPage
-from miniflow.workflow_calls import WorkflowOptions, WorkflowRef
+from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowPage
+from miniflow.workflow_calls import DefinitionOptions, WorkflowOptions, WorkflowRef
 
 Steps = Sequence[Mapping[str, Any]]
+Definitions = list[WorkflowDefinition]
 SAME = object()
 """The input of the run before."""
 
@@ -34,6 +35,34 @@ class Workflows:
         """
         tries = self._repeats if repeats is None else repeats
         return self._run(calls.start(name, steps, options, repeats=tries))
+
+    def run(
+        self,
+        definition: str,
+        *,
+        version: int | None = None,
+        repeats: int | None = None,
+        **options: Unpack[WorkflowOptions],
+    ) -> Workflow:
+        """Start a kept definition, of the newest version or of another. It is repeated as a submit is."""
+        tries = self._repeats if repeats is None else repeats
+        return self._run(calls.run(definition, version, options, repeats=tries))
+
+    def define(self, name: str, steps: Steps, **options: Unpack[DefinitionOptions]) -> WorkflowDefinition:
+        """Keep steps under a name, to be run by it: as a new version, unless they are as they were."""
+        return self._run(calls.define(name, steps, options))
+
+    def definition(self, name: str, version: int | None = None) -> WorkflowDefinition:
+        """A kept definition: the newest version, or another. NotFound if there is none."""
+        return self._run(calls.definition(name, version))
+
+    def definitions(self, name: str | None = None) -> Definitions:
+        """The newest version of each definition, or all versions of one; without their steps."""
+        return self._run(calls.definitions(name))
+
+    def undefine(self, name: str) -> None:
+        """Delete a definition with all its versions; its runs stay."""
+        self._run(calls.undefine(name))
 
     def get(self, workflow: WorkflowRef) -> Workflow:
         """The workflow as it is now, with its steps. NotFound if there is none."""
@@ -97,6 +126,34 @@ class AsyncWorkflows:
         """See ``Workflows.start``."""
         tries = self._repeats if repeats is None else repeats
         return await self._run(calls.start(name, steps, options, repeats=tries))
+
+    async def run(
+        self,
+        definition: str,
+        *,
+        version: int | None = None,
+        repeats: int | None = None,
+        **options: Unpack[WorkflowOptions],
+    ) -> Workflow:
+        """See ``Workflows.run``."""
+        tries = self._repeats if repeats is None else repeats
+        return await self._run(calls.run(definition, version, options, repeats=tries))
+
+    async def define(self, name: str, steps: Steps, **options: Unpack[DefinitionOptions]) -> WorkflowDefinition:
+        """See ``Workflows.define``."""
+        return await self._run(calls.define(name, steps, options))
+
+    async def definition(self, name: str, version: int | None = None) -> WorkflowDefinition:
+        """See ``Workflows.definition``."""
+        return await self._run(calls.definition(name, version))
+
+    async def definitions(self, name: str | None = None) -> Definitions:
+        """See ``Workflows.definitions``."""
+        return await self._run(calls.definitions(name))
+
+    async def undefine(self, name: str) -> None:
+        """See ``Workflows.undefine``."""
+        await self._run(calls.undefine(name))
 
     async def get(self, workflow: WorkflowRef) -> Workflow:
         """See ``Workflows.get``."""

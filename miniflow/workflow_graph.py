@@ -52,12 +52,19 @@ class Step(Work):
     compensate: Work | None = None
 
 
-class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A workflow to be run. ``timeout`` is for the whole, in seconds; ``input`` is what its steps can refer to."""
+Steps = Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
 
-    name: Short
-    steps: Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
+
+class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A workflow to be run: its steps, or the definition that has them. ``timeout`` is for the whole, in seconds; ``input`` is
+    what its steps can refer to."""
+
+    name: Short | None = None
+    steps: Steps | None = None
+    definition: Short | None = None
+    version: Annotated[int, msgspec.Meta(ge=1)] | None = None
     input: msgspec.Raw = NULL
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     timeout: Seconds | None = None
     on_failure: Work | None = None
     idempotency_key: Key | None = None
@@ -65,12 +72,23 @@ class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
 
 
-class Definition(msgspec.Struct, omit_defaults=True):
-    """What is kept of a submission, to run it again."""
+class Input(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A field of the input. It is required where there is no ``default``."""
 
-    steps: list[Step]
-    timeout: float | None = None
+    default: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+
+class Definition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What can be run again and again: of a run, and kept under a name. With ``inputs`` the input is an object of those fields;
+    ``output`` may refer to steps, and is what the whole returns."""
+
+    steps: Steps
+    inputs: dict[Name, Input] | None = None
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    timeout: Seconds | None = None
     on_failure: Work | None = None
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
 
     @property
     def undoes(self) -> bool:
@@ -84,6 +102,38 @@ def as_items(found: Any) -> list[Any]:
         raise BadReference(f"for_each leads to no list, but to {references.in_short(found)}")
     if len(found) > ITEMS_MAX:
         raise BadReference(f"for_each leads to a list of {len(found):,}, and {ITEMS_MAX:,} are the most; go in parts")
+    return found
+
+
+def definition_of(body: bytes) -> Definition:
+    """InvalidRequest that names the field, of one that is none."""
+    try:
+        return decode_definition(body)
+    except msgspec.ValidationError as exc:
+        reason, _, path = str(exc).partition(" - at `$")
+        field, reason = path.rstrip("`").removeprefix("."), reason.replace("`", "")
+        raise InvalidRequest(field, reason[:1].lower() + reason[1:]) from None
+
+
+def with_defaults(inputs: dict[str, Input] | None, given: Any) -> Any:
+    """The input with what was left out of it; InvalidRequest for one that is missing, or that there is none of."""
+    if inputs is None:
+        return given
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise InvalidRequest("input", f"is an object with {', '.join(inputs) or 'nothing'}")
+    for name in given:
+        if name not in inputs:
+            raise InvalidRequest(f"input.{name}", f"is no input of it; there are {', '.join(inputs) or 'none'}")
+    found = {}
+    for name, one in inputs.items():
+        if name in given:
+            found[name] = given[name]
+        elif isinstance(one.default, msgspec.UnsetType):
+            raise InvalidRequest(f"input.{name}", "is missing" + (f": {one.description}" if one.description else ""))
+        else:
+            found[name] = msgspec.json.decode(one.default)
     return found
 
 

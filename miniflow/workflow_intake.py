@@ -20,9 +20,11 @@ from miniflow.model import NewJob, Waits
 from miniflow.references import BadReference, Known, Reference
 from miniflow.registry import TaskSpec
 from miniflow.states import State
+from miniflow.workflow_catalog import Catalog, Kept
 from miniflow.workflow_graph import (
     Before,
     Definition,
+    Input,
     Step,
     Work,
     WorkflowSubmission,
@@ -31,6 +33,7 @@ from miniflow.workflow_graph import (
     names_of,
     needs_of,
     order_of,
+    with_defaults,
 )
 
 
@@ -60,67 +63,60 @@ _decode = msgspec.json.Decoder().decode
 class WorkflowIntake:
     """Makes rows of workflows."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self, intake: Intake, catalog: Catalog | None = None) -> None:
+        self._intake, self.catalog = intake, catalog or Catalog()
 
     def workflow(
         self,
         s: WorkflowSubmission,
         *,
         request_id: str | None = None,
+        of: Kept | None = None,
         kept: Mapping[str, Any] | None = None,
         rerun_of: str | None = None,
     ) -> NewWorkflow:
-        """What ``s`` asks for. Of a rerun, ``kept`` are the outputs of the steps that are not to run again.
+        """What ``s`` asks for. ``of`` is the definition, where it is not the newest of its name. Of a rerun, ``kept`` are the
+        outputs of the steps that are not to run again.
 
         Raises InvalidRequest naming the step and its field, UnknownTask, TooLarge.
         """
         new_id, kept = uuid7(), kept or {}
-        names = names_of(s.steps)
-        needs = needs_of(s.steps, names)
-        order = order_of(names, needs)
-        known = Known(_decode(s.input), {"id": new_id, "name": s.name}, kept)
-        before = before_of(names, needs, order)
-        made = [self._step(s, n, before, known, request_id) for n in order if names[n] not in kept]
-        places = {step.idx: place for place, step in enumerate(made)}
-        definition = Definition(s.steps, s.timeout, s.on_failure)
-        if definition.undoes:
-            self._check_undoing(s, known, before)
-        jobs, rows, loose = [], [], []
-        for step in made:
-            parents = tuple(places[n] for n in needs[step.idx] if n in places)
-            job, later = step.job, bool(step.template or step.condition or step.kind)
-            if parents or later:
-                job.row[4] = State.PENDING
-                job = job._replace(state=State.PENDING, waits=Waits(parents) if parents else None)
-            jobs.append(job)
-            rows.append(
-                [job.id, new_id, step.idx, names[step.idx], step.template, step.condition, step.refs, None, step.kind]
-            )
-            if later and not parents:
-                loose.append(job.id)
-        timeout_ms = max(round(s.timeout * 1000), 1) if s.timeout else None
         mark = _fingerprint(s) if s.idempotency_key is not None else None
+        if of is None and s.definition is not None:
+            of = self.catalog.get(s.definition, "definition")
+        definition = _definition(s, of)
+        name = s.name or s.definition
+        if name is None:
+            raise InvalidRequest("name", "is missing")
+        given = with_defaults(definition.inputs, _decode(s.input))
+        known = Known(given, {"id": new_id, "name": name}, kept)
+        graph = _Graph.of(definition)
+        made = [self._step(graph, n, known, request_id) for n in graph.order if graph.names[n] not in kept]
+        self._check_ends(graph, known)
+        jobs, rows, loose = _rows(graph, made, new_id)
+        timeout_ms = max(round(definition.timeout * 1000), 1) if definition.timeout else None
         row = [
             new_id,
-            s.name,
-            len(s.steps),
+            name,
+            len(definition.steps),
             _encode(definition).decode(),
-            bytes(s.input).decode(),
+            _encode(given).decode() if definition.inputs is not None else bytes(s.input).decode(),
             _json(kept),
             timeout_ms,
             s.idempotency_key,
             mark,
             request_id,
             rerun_of,
-            s.description,
+            s.description or (definition.description if of is not None else None),
             _json(s.meta),
             len(kept),
             int(definition.undoes),
+            None if of is None else of.name,
+            None if of is None else of.version,
         ]
         return NewWorkflow(
             new_id,
-            s.name,
+            name,
             row,
             jobs,
             rows,
@@ -132,89 +128,86 @@ class WorkflowIntake:
             mark,
         )
 
-    def _step(
-        self,
-        s: WorkflowSubmission,
-        n: int,
-        before: Before,
-        known: Known,
-        request_id: str | None,
-    ) -> _Made:
-        step, where, kept = s.steps[n], f"steps[{n}].", known.steps
+    def check(self, name: str, definition: Definition) -> None:
+        """Whether a definition could be run, whatever its input: raises as ``workflow`` does."""
+        known = Known(Later(definition.inputs), {"id": "", "name": name}, {})
+        graph = _Graph.of(definition)
+        for n in graph.order:
+            self._step(graph, n, known, None)
+        self._check_ends(graph, known)
+
+    def _step(self, graph: _Graph, n: int, known: Known, request_id: str | None) -> _Made:
+        step, where = graph.definition.steps[n], f"steps[{n}]."
         if step.for_each is not None:
-            return self._for_each(step, n, before, known, request_id)
+            return self._for_each(graph, n, known, request_id)
         if step.max_parallel is not None:
             raise InvalidRequest(f"{where}max_parallel", "is of the items of for_each, and there is none")
         template, payload, wanted = None, step.payload, set[str]()
         if b"${" in bytes(payload):
             value = _decode(payload)
-            wanted = _steps_of(value, f"{where}payload") - kept.keys()
-            if wanted:
+            wanted, whole = referred(value, f"{where}payload", known)
+            if not whole:
                 template = bytes(payload).decode()
             else:
                 try:
                     payload = msgspec.Raw(_encode(references.fill(value, known)))
                 except BadReference as exc:
                     raise InvalidRequest(f"{where}payload", str(exc)) from None
-        if step.when is not None:
-            wanted |= _steps_of_condition(step.when, f"{where}when") - kept.keys()
-        refs = sorted(before.place(name, n, where) for name in wanted)
         job = self._job(step, payload, request_id, where, checked=template is None)
-        return _Made(n, job, template, step.when, _json(refs))
+        return _Made(n, job, template, step.when, graph.refs(n, wanted, known))
 
-    def _for_each(self, step: Step, n: int, before: Before, known: Known, request_id: str | None) -> _Made:
+    def _for_each(self, graph: _Graph, n: int, known: Known, request_id: str | None) -> _Made:
         """The job that stands for those of the items. Where the list is known already, each of them is looked at."""
-        where = f"steps[{n}]."
+        step, where = graph.definition.steps[n], f"steps[{n}]."
         if isinstance(step.for_each, str) and not references.is_one(step.for_each):
             raise InvalidRequest(
                 f"{where}for_each",
                 f"{step.for_each!r} is neither a list nor one reference to a list, as ${{steps.list}}",
             )
-        of_list = _steps_of(step.for_each, f"{where}for_each") - known.steps.keys()
+        of_list, listed = referred(step.for_each, f"{where}for_each", known)
         payload = _decode(step.payload)
-        wanted = _steps_of(payload, f"{where}payload", ("item", "index")) - known.steps.keys()
+        wanted, whole = referred(payload, f"{where}payload", known, ("item", "index"))
         model = self._job(step, step.payload, request_id, where, checked=not list(references.find(payload)))
-        if not of_list:
+        if listed:
             try:
                 items = as_items(references.fill(step.for_each, known))
             except BadReference as exc:
                 raise InvalidRequest(f"{where}for_each", str(exc)) from None
-            for place, item in enumerate(items if not wanted else ()):
+            for place, item in enumerate(items if whole else ()):
                 own = known._replace(own={"item": item, "index": place})
                 try:
                     filled = msgspec.Raw(_encode(references.fill(payload, own)))
                 except BadReference as exc:
                     raise InvalidRequest(f"{where}payload", f"for item {place}: {exc}") from None
                 self._job(step, filled, request_id, where, checked=True)
-        wanted |= of_list
-        if step.when is not None:
-            wanted |= _steps_of_condition(step.when, f"{where}when") - known.steps.keys()
-        refs = sorted(before.place(name, n, where) for name in wanted)
-        return _Made(n, stand_in(FOR_EACH, model, step, request_id), None, step.when, _json(refs), "for_each")
+        refs = graph.refs(n, wanted | of_list, known)
+        return _Made(n, stand_in(FOR_EACH, model, step, request_id), None, step.when, refs, "for_each")
 
-    def _check_undoing(self, s: WorkflowSubmission, known: Known, before: Before) -> None:
-        """InvalidRequest and the like for a compensation, or an on_failure, that could not be run."""
+    def _check_ends(self, graph: _Graph, known: Known) -> None:
+        """InvalidRequest and the like for a compensation, an on_failure, or an output, that could not be made."""
+        definition = graph.definition
+        if not isinstance(definition.output, msgspec.UnsetType):
+            graph.check_names(*referred(_decode(definition.output), "output", known)[:1], "output")
+        if not definition.undoes:
+            return
         said = dict.fromkeys(("error", "status", "failed_step"))
         known = known._replace(workflow={**known.workflow, **said})
-        for name, n in before.places.items():
-            work = s.steps[n].compensate
-            if work is not None:
-                own = ("output",) if s.steps[n].for_each is None else ("output", "item", "index")
-                for wanted in self._check_work(work, f"steps[{n}].compensate.", known, own) - {name}:
-                    before.place(wanted, n, f"steps[{n}].")
-        if s.on_failure is not None:
-            for wanted in self._check_work(s.on_failure, "on_failure.", known, ()):
-                if wanted not in before.places:
-                    raise InvalidRequest("on_failure.payload", f"refers to the step {wanted!r}, and there is none")
+        for n, step in enumerate(definition.steps):
+            if step.compensate is not None:
+                own = ("output",) if step.for_each is None else ("output", "item", "index")
+                wanted = self._check_work(step.compensate, f"steps[{n}].compensate.", known, own)
+                graph.refs(n, wanted - {graph.names[n]}, known, with_condition=False)
+        if definition.on_failure is not None:
+            graph.check_names(self._check_work(definition.on_failure, "on_failure.", known, ()), "on_failure.payload")
 
     def _check_work(self, work: Work, where: str, known: Known, own: tuple[str, ...]) -> set[str]:
         """The names of the steps that it refers to."""
         whole, wanted = b"${" not in bytes(work.payload), set[str]()
         if not whole:
             value = _decode(work.payload)
-            wanted = _steps_of(value, f"{where}payload", own)
+            wanted, _ = referred(value, f"{where}payload", known, own)
             for one in references.find(value):
-                if one.root in ("input", "workflow"):
+                if one.root == "workflow" or (one.root == "input" and not isinstance(known.input, Later)):
                     try:
                         references.look_up(one, known)
                     except BadReference as exc:
@@ -277,27 +270,107 @@ def stand_in(task: str, model: NewJob, step: Step, request_id: str | None) -> Ne
     return NewJob(new_id, task, model.queue, model.priority, State.PENDING, None, None, row)
 
 
-def _steps_of(value: Any, field: str, own: tuple[str, ...] = ()) -> set[str]:
-    """The names of the steps that a value refers to; of the roots that are known in some places only, ``own`` are here."""
+class Later(NamedTuple):
+    """An input that is not known yet, and perhaps which fields it will have."""
+
+    inputs: Mapping[str, Input] | None
+
+
+class Referred(NamedTuple):
+    """``steps`` are the names of those that a value refers to; it is ``whole`` if all that it refers to is known."""
+
+    steps: set[str]
+    whole: bool
+
+
+def referred(value: Any, field: str, known: Known, own: tuple[str, ...] = ()) -> Referred:
+    """What a value refers to; of the roots that are known in some places only, ``own`` are here. InvalidRequest."""
     try:
-        return _names(list(references.find(value)), field, own)
+        return _referred(list(references.find(value)), field, known, own)
     except BadReference as exc:
         raise InvalidRequest(field, str(exc)) from None
 
 
-def _names(found: list[Reference], field: str, own: tuple[str, ...]) -> set[str]:
+def _referred(found: list[Reference], field: str, known: Known, own: tuple[str, ...] = ()) -> Referred:
+    later = isinstance(known.input, Later) and any(one.root == "input" for one in found)
     for one in found:
         if one.root in references.OWN and one.root not in own:
             raise InvalidRequest(field, f"${{{one.text}}} is known only {references.OWN[one.root]}")
-    return {one.step for one in found if one.step is not None}
+        if later and one.root == "input" and one.path and known.input.inputs is not None:
+            names = known.input.inputs
+            if one.path[0] not in names:
+                raise InvalidRequest(
+                    field, f"${{{one.text}}} refers to no input; there are {', '.join(names) or 'none'}"
+                )
+    steps = {one.step for one in found if one.step is not None} - known.steps.keys()
+    return Referred(steps, not steps and not later)
 
 
-def _steps_of_condition(text: str, field: str) -> set[str]:
-    try:
-        found = references.references_of(references.parse_condition(text))
-    except BadReference as exc:
-        raise InvalidRequest(field, str(exc)) from None
-    return _names(found, field, ())
+class _Graph(NamedTuple):
+    """A definition, the names of its steps, which of them each needs, and an order in which they can run."""
+
+    definition: Definition
+    names: list[str]
+    needs: list[list[int]]
+    order: list[int]
+    before: Before
+
+    @classmethod
+    def of(cls, definition: Definition) -> _Graph:
+        names = names_of(definition.steps)
+        needs = needs_of(definition.steps, names)
+        order = order_of(names, needs)
+        return cls(definition, names, needs, order, before_of(names, needs, order))
+
+    def refs(self, n: int, wanted: set[str], known: Known, *, with_condition: bool = True) -> str | None:
+        """The places, as JSON, of the steps that step ``n`` refers to; its condition may name more than ``wanted``."""
+        where, when = f"steps[{n}].", self.definition.steps[n].when
+        if when is not None and with_condition:
+            try:
+                found = references.references_of(references.parse_condition(when))
+            except BadReference as exc:
+                raise InvalidRequest(f"{where}when", str(exc)) from None
+            wanted = wanted | _referred(found, f"{where}when", known).steps
+        return _json(sorted(self.before.place(name, n, where) for name in wanted))
+
+    def check_names(self, wanted: set[str], field: str) -> None:
+        """InvalidRequest if one of these is no step."""
+        for name in wanted:
+            if name not in self.before.places:
+                raise InvalidRequest(field, f"refers to the step {name!r}, and there is none")
+
+
+def _rows(graph: _Graph, made: list[_Made], new_id: str) -> tuple[list[NewJob], list[list[Any]], list[str]]:
+    """The jobs of a workflow, the rows of its steps, and the ids of those jobs that wait for nothing but their turn."""
+    places = {step.idx: place for place, step in enumerate(made)}
+    jobs, rows, loose = [], [], []
+    for step in made:
+        parents = tuple(places[n] for n in graph.needs[step.idx] if n in places)
+        job, later = step.job, bool(step.template or step.condition or step.kind)
+        if parents or later:
+            job.row[4] = State.PENDING
+            job = job._replace(state=State.PENDING, waits=Waits(parents) if parents else None)
+        jobs.append(job)
+        name = graph.names[step.idx]
+        rows.append([job.id, new_id, step.idx, name, step.template, step.condition, step.refs, None, step.kind])
+        if later and not parents:
+            loose.append(job.id)
+    return jobs, rows, loose
+
+
+def _definition(s: WorkflowSubmission, of: Kept | None) -> Definition:
+    """The steps that are asked for, or those of the definition with what is asked for instead."""
+    if of is None:
+        if s.version is not None:
+            raise InvalidRequest("version", "is of a definition, and none is named")
+        if s.steps is None:
+            raise InvalidRequest("steps", "is missing; give them, or a definition that is kept")
+        return Definition(steps=s.steps, output=s.output, timeout=s.timeout, on_failure=s.on_failure)
+    for field in ("steps", "output"):
+        if getattr(s, field) not in (None, msgspec.UNSET):
+            raise InvalidRequest(field, "cannot be given together with definition, which has it; give one of the two")
+    changed = {name: getattr(s, name) for name in ("timeout", "on_failure") if getattr(s, name) is not None}
+    return msgspec.structs.replace(of.definition, **changed)
 
 
 def _fingerprint(s: WorkflowSubmission) -> str:

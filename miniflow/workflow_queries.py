@@ -6,15 +6,20 @@ from typing import Any
 
 import msgspec
 
+from miniflow import definition_statements as definition_sql
 from miniflow import expansion_statements as expansion_sql
+from miniflow import references
 from miniflow import workflow_statements as sql
 from miniflow.clock import rfc3339
+from miniflow.definitions import kept_of_row
 from miniflow.errors import InvalidRequest, NotFound
 from miniflow.readers import Readers
+from miniflow.references import BadReference, Known
 from miniflow.states import State
+from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import Definition, Step, decode_definition, names_of
 from miniflow.workflow_intake import NewWorkflow
-from miniflow.workflows import RUNNING, STATES, WORKFLOWS
+from miniflow.workflows import COMPLETED, RUNNING, STATES, WORKFLOWS
 from miniflow.writer import Writer
 
 BEYOND = 1 << 62
@@ -92,12 +97,15 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     id: str
     name: str
+    definition: str | None = None
+    version: int | None = None
     status: str
     current_step: int
     total_steps: int
     paused: bool = False
     compensating: bool = False
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: str | None = None
     steps: list[WorkflowStep] | None = None
     compensations: list[Compensation] | None = None
@@ -132,15 +140,29 @@ class WorkflowQueries:
         rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
         if not rows:
             raise NotFound("workflow", workflow_id)
-        *row, definition = rows[0]
+        *row, text = rows[0]
         found = _workflow_of_row(tuple(row))
+        definition = decode_definition(text)
         jobs = self._readers.point(sql.STEPS_OF_WORKFLOW, row[0])
-        found.steps = _steps(decode_definition(definition), jobs, _decode(row[8]) if row[8] else {})
+        found.steps = _steps(definition, jobs, _decode(row[8]) if row[8] else {})
         found.compensations = [_compensation(job) for job in jobs if job[ROLE] in ("undo", "on_failure")] or None
         found.change = max([row[-1], *(job[CHANGED] for job in jobs)])
+        if found.status == COMPLETED and not isinstance(definition.output, msgspec.UnsetType):
+            try:
+                found.output = self._output(definition.output, row)
+            except BadReference as exc:
+                found.error = f"its output cannot be made: {exc}"
         if any(job[ITEMS] is not None for job in jobs):
             self._add_items(found, row[0])
         return found
+
+    def _output(self, wanted: msgspec.Raw, row: list[Any]) -> msgspec.Raw:
+        """What one that has ended well returns, by its definition; BadReference if it refers to what is not there."""
+        steps = _decode(row[8]) if row[8] else {}
+        for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
+            steps[name] = None if result is None else _decode(result)
+        known = Known(_decode(row[7]), {"id": row[1], "name": row[2]}, steps)
+        return msgspec.Raw(msgspec.json.encode(references.fill(_decode(wanted), known)))
 
     def _add_items(self, found: Workflow, number: int) -> None:
         """How far the steps are that stand for others."""
@@ -159,6 +181,23 @@ class WorkflowQueries:
                 step.started_at = rfc3339(begun)
                 if failed and step.status == State.CANCELLED:
                     step.status = "failed"
+
+    def kept(self, name: str, version: int | None = None) -> Kept:
+        """A version of a kept definition, or its newest. NotFound."""
+        if version is None:
+            rows = self._readers.point(definition_sql.NEWEST_OF_NAME, name)
+        else:
+            rows = self._readers.point(definition_sql.VERSION_OF_NAME, name, version)
+        if not rows:
+            raise NotFound("definition", name if version is None else f"{name} of version {version}")
+        return kept_of_row(rows[0])
+
+    def versions(self, name: str, limit: int) -> list[Kept]:
+        """Of a kept definition, the newest first. NotFound."""
+        rows = self._readers.point(definition_sql.VERSIONS_OF_NAME, name, limit)
+        if not rows:
+            raise NotFound("definition", name)
+        return [kept_of_row(row) for row in rows]
 
     def change(self, workflow_id: str) -> tuple[int, bool] | None:
         """The number of its last change, and whether it has ended; None if there is none."""
@@ -205,11 +244,14 @@ class WorkflowQueries:
 def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
     (
         _number, workflow_id, name, state, total, _open, done, given, _kept, error, timeout_ms, deadline_at, created_at,
-        updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, undoing_at, changed,
+        updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, of_definition, of_version,
+        undoing_at, changed,
     ) = row  # fmt: skip
     return Workflow(
         id=workflow_id,
         name=name,
+        definition=of_definition,
+        version=of_version,
         status=state,
         current_step=done,
         total_steps=total,
@@ -239,6 +281,8 @@ def workflow_of_new(new: NewWorkflow, now_ms: int) -> Workflow:
     return Workflow(
         id=new.id,
         name=new.name,
+        definition=new.row[15],
+        version=new.row[16],
         status=RUNNING,
         current_step=new.row[13],
         total_steps=new.row[2],

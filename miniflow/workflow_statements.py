@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 # A workflow: [id, name, total_steps, definition, input, kept, timeout_ms, idempotency_key, fingerprint, request_id, rerun_of,
-#              description, meta, steps that are kept, 1 if there is something to undo]
+#              description, meta, steps that are kept, 1 if there is something to undo,
+#              the definition that it is of, and its version]
 INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
-                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, created_at, updated_at, changed)
+                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version, created_at, updated_at, changed)
 SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value ->> 13), value ->> 13, value ->> 3, value ->> 4,
        value ->> 5, value ->> 6, ?2 + (value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-       value ->> 14, ?2, ?2, ?3
+       value ->> 14, value ->> 15, value ->> 16, ?2, ?2, ?3
 FROM json_each(?1)
 """
 
@@ -140,7 +141,7 @@ NEXT_DEADLINE = "SELECT min(deadline_at) FROM workflows INDEXED BY workflows_due
 # --------------------------------------------------------------------------------------------------------------- reading
 
 WORKFLOW = """number, id, name, state, total_steps, open, done, input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
-  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, undoing_at, changed"""
+  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, of_definition, of_version, undoing_at, changed"""
 
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """

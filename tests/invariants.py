@@ -75,6 +75,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _schedules(look, deleted=deleted)
         _rules(look)
         _workflows(look, deleted=deleted)
+        _definitions(look)
         _compensations(look)
         if not deleted:
             _expanded(look)
@@ -263,6 +264,13 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
     look.none(
         "completed with steps that did not end well, or not completed though all did",
         f"SELECT id, state FROM workflows w WHERE state <> 'running' AND (state = 'completed') <> (total_steps = {done})",
+    )
+
+
+def _definitions(look: Snapshot) -> None:
+    look.none(
+        "versions of a definition that are not counted from 1",
+        "SELECT name FROM workflow_definitions GROUP BY name HAVING min(version) <> 1 OR max(version) <> count(*)",
     )
 
 

@@ -81,7 +81,10 @@ class Server:
     def start(self) -> Self:
         """Start it and wait until it is ready. Where it dies instead, the failure shows what it said."""
         assert not self.alive, "it runs already"
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items()]
+        flags = [
+            f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}"
+            for name, value in self._settings.items()
+        ]
         command = [sys.executable, "-m", "miniflow", "serve", "--port=0", f"--db={self.db}", f"--tasks={self.tasks}"]
         self._said_before = self._output.stat().st_size if self._output.exists() else 0
         with self._output.open("ab") as output:

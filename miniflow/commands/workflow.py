@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +21,7 @@ from miniflow.commands.values import read_text
 from miniflow.commands.workflow_views import status_of, summary, tree
 
 if TYPE_CHECKING:
-    from miniflow.workflow_answers import Workflow
+    from miniflow.workflow_answers import Workflow, WorkflowDefinition
 
 EXAMPLE = '{"name": "report", "steps": [{"name": "load", "task": "noop"}]}'
 STATES = ("running", "completed", "failed", "cancelled")
@@ -54,31 +56,47 @@ def _id(session: Session, given: str) -> str:
 
 
 @remote(exits.JOB_FAILED)
-@click.argument("file")
-@click.option("--input", "given", metavar="JSON", help="what the steps refer to as ${input}; instead of that in FILE")
+@click.argument("what", metavar="FILE|NAME")
+@click.option("--version", type=click.IntRange(1), metavar="N", help="of the definition NAME; else its newest")
+@click.option("--input", "given", metavar="JSON", help="what the steps refer to as ${input}")
 @click.option("--idempotency-key", metavar="TEXT", help="the same key starts no second one")
 @click.option("--wait", is_flag=True, help="show its steps as they run, until it has ended")
 @click.option("--quiet", is_flag=True, help="print only the id")
-def start(session: Session, file: str, given: str | None, idempotency_key: str | None, wait: bool, quiet: bool) -> None:
+def start(
+    session: Session,
+    what: str,
+    version: int | None,
+    given: str | None,
+    idempotency_key: str | None,
+    wait: bool,
+    quiet: bool,
+) -> None:
     """Start a workflow.
 
-    FILE is JSON with a name, steps, and what else POST /api/v1/workflows takes; - for the standard input. With --wait the exit
-    code says whether it ended well.
+    NAME is a definition that is kept. FILE is JSON or TOML with a name, steps, and what else POST /api/v1/workflows takes; - for
+    JSON on the standard input. With --wait the exit code says whether it ended well.
 
     \b
     Examples:
       miniflow workflow start report.json
       miniflow workflow start report.json --input '{"day": "monday"}' --wait
+      miniflow workflow start nightly --version 3
     """
-    wanted = _object(read_text(file), file)
-    name, steps = wanted.pop("name", None), wanted.pop("steps", None)
-    if not isinstance(name, str) or not isinstance(steps, list):
-        raise Complaint(f"{file}: name and steps are needed, as in {EXAMPLE}")
+    wanted: dict[str, Any] = {}
+    by_name = not _is_file(what)
+    if not by_name:
+        wanted = _definition(what)
+        name, steps = wanted.pop("name", None), wanted.pop("steps", None)
+        if not isinstance(name, str) or not isinstance(steps, list):
+            raise Complaint(f"{what}: name and steps are needed, as in {EXAMPLE}")
+        if version is not None:
+            raise Complaint(f"--version is of a definition that is kept, and {what} is a file")
     if given is not None:
         wanted["input"] = _json(given, "--input")
     if idempotency_key is not None:
         wanted["idempotency_key"] = idempotency_key
-    started = session.client.workflows.start(name, steps, **wanted)
+    workflows = session.client.workflows
+    started = workflows.run(what, version=version, **wanted) if by_name else workflows.start(name, steps, **wanted)
     _started(session, started, wait=wait, quiet=quiet)
 
 
@@ -123,6 +141,22 @@ def _live(session: Session, workflow_id: str) -> None:
             room = max(session.out.height - 1, 3)
             shown = lines if found.ended else lines[:room]
             live.update(Group(*shown), refresh=True)
+
+
+def _is_file(what: str) -> bool:
+    return what == "-" or what.endswith((".json", ".toml")) or Path(what).is_file()
+
+
+def _definition(file: str) -> dict[str, Any]:
+    """What stands in a file: JSON, or TOML by its name."""
+    text = read_text(file)
+    if not file.endswith(".toml"):
+        return _object(text, file)
+    try:
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError as exc:
+        raise Complaint(f"{file}: not TOML: {exc}") from None
+    return found
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
@@ -301,7 +335,99 @@ def rerun(
     _started(session, started, wait=wait, quiet=quiet)
 
 
-COMMANDS = (start, show, list_, cancel, retry, rerun, pause, resume, delete)
+# ------------------------------------------------------------------------------------------------------------ definitions
+
+
+@remote()
+@click.argument("file")
+@click.option("--name", metavar="TEXT", help="the name; else that in FILE, or its own")
+def define(session: Session, file: str, name: str | None) -> None:
+    """Keep a workflow under a name, to be started by it.
+
+    FILE is JSON or TOML with steps, and what else PUT /api/v1/workflow-definitions/NAME takes. A change makes a new version.
+
+    \b
+    Examples:
+      miniflow workflow define nightly.toml
+      miniflow workflow start nightly --input '{"day": "monday"}'
+    """
+    wanted = _definition(file)
+    called = name or wanted.pop("name", None) or Path(file).stem
+    wanted.pop("name", None)
+    steps = wanted.pop("steps", None)
+    if not isinstance(steps, list) or not isinstance(called, str):
+        raise Complaint(f"{file}: steps are needed, as in {EXAMPLE}")
+    _show_definition(session, session.client.workflows.define(called, steps, **wanted))
+
+
+def _show_definition(session: Session, found: WorkflowDefinition) -> None:
+    if session.json:
+        session.document(found)
+    else:
+        steps = words.count(found.total_steps, "step")
+        session.line(f"{words.plain(found.name)}  version {found.version}  {steps}")
+
+
+@remote(exits.NOT_FOUND)
+@click.argument("name", required=False)
+@click.option("--version", type=click.IntRange(1), metavar="N", help="print this version of NAME, as JSON")
+def definitions(session: Session, name: str | None, version: int | None) -> None:
+    """List the workflows that are kept, or the versions of one.
+
+    \b
+    Examples:
+      miniflow workflow definitions
+      miniflow workflow definitions nightly
+      miniflow workflow definitions nightly --version 2
+    """
+    if version is not None:
+        if name is None:
+            raise Complaint("--version is of one definition; name it")
+        one = session.client.workflows.definition(name, version)
+        session.line(msgspec.json.format(msgspec.json.encode(one), indent=2).decode())
+        return
+    found = session.client.workflows.definitions(name)
+    if session.json:
+        for one in found:
+            session.document(one)
+        return
+    columns = (
+        Column("NAME", 8),
+        Column("VERSION", right=True),
+        Column("STEPS", right=True),
+        Column("INPUT", 8, rank=2),
+        Column("CHANGED", rank=1),
+        Column("DEFINED", 8, rank=3),
+    )
+    now = words.now()
+    rows = [(words.plain(one.name), str(one.version), str(one.total_steps), ", ".join(one.inputs or ()),
+             words.ago(one.created_at, now), words.plain(one.origin or "over the API")) for one in found]  # fmt: skip
+    if rows:
+        session.lines(table(columns, rows, session.width))
+    else:
+        session.note("no definitions")
+
+
+@remote(exits.NOT_FOUND)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def undefine(session: Session, names: tuple[str, ...]) -> None:
+    """Delete definitions, with all their versions.
+
+    Their runs stay. One that stands in a file beside the tasks is deleted there.
+
+    \b
+    Example:
+      miniflow workflow undefine nightly
+    """
+    for name in names:
+        session.client.workflows.undefine(name)
+        if session.json:
+            session.document({"name": name, "deleted": True})
+        else:
+            session.line(f"{words.plain(name)}  deleted")
+
+
+COMMANDS = (start, show, list_, cancel, retry, rerun, pause, resume, delete, define, definitions, undefine)
 list_.name = "list"
 for _command in COMMANDS:
     workflow.add_command(_command)

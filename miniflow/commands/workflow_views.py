@@ -125,5 +125,10 @@ def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
         ("ended", words.when(workflow.completed_at, at)),
         ("error", Text(words.plain(workflow.error or ""), "red")),
         ("rerun of", workflow.rerun_of or ""),
+        (
+            "definition",
+            f"{words.plain(workflow.definition)}, version {workflow.version}" if workflow.definition else "",
+        ),
+        ("output", "" if workflow.output is None else words.as_json(workflow.output)),
         ("input", "" if workflow.input is None else words.as_json(workflow.input)),
     ]

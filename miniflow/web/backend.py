@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from miniflow.clock import Clock
 from miniflow.control import PoolSize, PoolSizeChange
+from miniflow.definitions import Definitions
 from miniflow.feed import Feed
 from miniflow.intake import Intake
 from miniflow.jobs import Jobs
@@ -46,6 +47,7 @@ class Backend:
     queries: Queries
     workflow_intake: WorkflowIntake
     workflow_queries: WorkflowQueries
+    definitions: Definitions
     listing: Listing
     feed: Feed
     roster: Roster

@@ -17,7 +17,7 @@ from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
 from miniflow.roster import EventLoop, Slots, Worker
-from miniflow.web import classic, described_schedules, described_workflows
+from miniflow.web import classic, described_definitions, described_schedules, described_workflows
 from miniflow.web.describing import one, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
 from miniflow.web.examples import (
@@ -227,6 +227,7 @@ OPERATIONS: dict[str, Operation] = {
         "events", {200: Answer("the stream", texts={EVENT_STREAM: JOB_EVENTS}, events=("job", "end"))}
     ),
     **described_workflows.OPERATIONS,
+    **described_definitions.OPERATIONS,
     "GET /api/v1/queues": one("system", "the queues", Queues, {"items": [QUEUE]}),
     "GET /api/v1/queues/{name}": one("system", "the queue", QueueInfo, QUEUE),
     "PATCH /api/v1/queues/{name}": one("system", "the queue as it is now", QueueInfo, QUEUE, body=Body(QueueChange, LIMITS)),
@@ -380,6 +381,14 @@ API = Api(
     DESCRIPTION.strip(),
     TAGS,
     OPERATIONS,
-    FIELDS | described_schedules.FIELDS | described_workflows.FIELDS,
-    omitting=(Job, Attempt, Page, Worker, *described_schedules.OMITTING, *described_workflows.OMITTING),
+    FIELDS | described_schedules.FIELDS | described_workflows.FIELDS | described_definitions.FIELDS,
+    omitting=(
+        Job,
+        Attempt,
+        Page,
+        Worker,
+        *described_schedules.OMITTING,
+        *described_workflows.OMITTING,
+        *described_definitions.OMITTING,
+    ),
 )

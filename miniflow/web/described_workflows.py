@@ -85,6 +85,14 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Workflow.current_step": "How many steps are done",
     "Workflow.status": {"enum": ["running", "completed", "failed", "cancelled"]},
     "Workflow.error": "The first step that did not end well, and why; and each compensation that did not",
+    "Workflow.definition": "The kept definition that it was started from",
+    "Workflow.version": "Of that definition",
+    "Workflow.output": "What it returns, where its definition has an `output`",
+    "WorkflowSubmission.name": "What it is called; the name of its definition where it is left out",
+    "WorkflowSubmission.steps": "The steps; or name a `definition`",
+    "WorkflowSubmission.definition": "A kept definition, in place of `steps`",
+    "WorkflowSubmission.version": "Of the definition; the newest where it is left out",
+    "WorkflowSubmission.output": "What the whole returns; may refer to `${steps.NAME…}` and `${input…}`",
     "Workflow.compensating": "It runs still, since what its steps did is being undone",
     "Workflow.compensations": "What undoes its steps, the last first, and its `on_failure`",
     "Compensation.name": "The step that it undoes, or `on_failure`",
@@ -127,7 +135,7 @@ OMITTING = (Workflow, WorkflowPage, WorkflowStep, Items, BadItem, Compensation)
 
 Work: Any = readable(workflow_graph.Work)
 Step: Any = readable(workflow_graph.Step, compensate=Work | None)
-Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step], on_failure=Work | None)
+Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step] | None, on_failure=Work | None)
 Rerun = readable(workflows.Rerun)
 
 

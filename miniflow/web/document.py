@@ -243,7 +243,7 @@ def _schemas(api: Api) -> Json:
         for field, about in schema.get("properties", {}).items():
             if about.get("default", "") is None:
                 del about["default"]
-                if name in omitting:
+                if name in omitting and "anyOf" in about:  # else it is anything
                     about.update(_without_null(about.pop("anyOf"), "anyOf"))
             said_of = api.fields.get(f"{name}.{field}", api.fields.get(f"*.{field}", {}))
             about.update({"description": said_of} if isinstance(said_of, str) else said_of)

@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.IdempotencyConflict, 409, "idempotency_conflict"),
     (errors.ScheduleExists, 409, "schedule_exists"),
     (errors.ScheduleRefused, 409, "schedule_refused"),
+    (errors.DefinitionRefused, 409, "definition_refused"),
     (errors.NotUnique, 409, "not_unique"),
     (errors.QueueFull, 429, "queue_full"),
     (errors.ShuttingDown, 503, "shutting_down"),

@@ -12,7 +12,20 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from miniflow import __version__
-from miniflow.web import api, classic, described, docs, events, jobs, logs, metrics, schedules, system, workflows
+from miniflow.web import (
+    api,
+    classic,
+    definitions,
+    described,
+    docs,
+    events,
+    jobs,
+    logs,
+    metrics,
+    schedules,
+    system,
+    workflows,
+)
 from miniflow.web.backend import Backend
 from miniflow.web.cors import Cors
 from miniflow.web.document import Document, operation_ids
@@ -24,6 +37,7 @@ ROUTES: list[HTTPRouteHandler] = [
     *api.ROUTES,
     *jobs.ROUTES,
     *workflows.ROUTES,
+    *definitions.ROUTES,
     *events.ROUTES,
     *schedules.ROUTES,
     *system.ROUTES,

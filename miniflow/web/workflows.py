@@ -12,7 +12,7 @@ from litestar import Response, delete, get, post
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from miniflow.errors import InvalidRequest
+from miniflow.errors import InvalidRequest, NotFound
 from miniflow.feed import parse_place
 from miniflow.listing import PAGE_MAX
 from miniflow.model import Accepted
@@ -20,6 +20,7 @@ from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond
 from miniflow.web.backend import Backend
 from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
 from miniflow.web.problems import decoded
+from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import WorkflowSubmission, decode_workflow, not_before
 from miniflow.workflow_intake import NewWorkflow
 from miniflow.workflow_queries import Workflow, workflow_of_new
@@ -55,7 +56,16 @@ async def start_workflow(request: AnyRequest, backend: Backend) -> Response[byte
     """
     wanted = decoded(decode_workflow, await request.body())
     wanted.idempotency_key = idempotency_key(request, wanted.idempotency_key)
-    new = backend.workflow_intake.workflow(wanted, request_id=_request_id(request))
+    of = None
+    if wanted.definition is not None and wanted.version is not None:
+        newest = backend.definitions.catalog.get(wanted.definition, "definition").version
+        try:
+            of = backend.workflow_queries.kept(wanted.definition, wanted.version)
+        except NotFound:
+            raise InvalidRequest(
+                "version", f"there is no version {wanted.version} of {wanted.definition!r}; the newest is {newest}"
+            ) from None
+    new = backend.workflow_intake.workflow(wanted, request_id=_request_id(request), of=of)
     return await _start(backend, new)
 
 
@@ -179,15 +189,12 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
     given = before.input if wanted.input is msgspec.UNSET else wanted.input
     submission = WorkflowSubmission(
         name=before.name,
-        steps=definition.steps,
         input=msgspec.Raw(b"null") if given is msgspec.UNSET else given,
-        timeout=definition.timeout,
-        on_failure=definition.on_failure,
         description=before.description,
         meta=None if before.meta is msgspec.UNSET else msgspec.json.decode(before.meta),
     )
-    request_id = _request_id(request)
-    new = backend.workflow_intake.workflow(submission, request_id=request_id, kept=kept, rerun_of=before.id)
+    request_id, of = _request_id(request), Kept(before.definition, before.version, definition)
+    new = backend.workflow_intake.workflow(submission, request_id=request_id, of=of, kept=kept, rerun_of=before.id)
     return await _start(backend, new)
 
 

@@ -545,6 +545,8 @@ def test_the_examples_of_the_readme_end_as_it_says(run: Run, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     steps = [{"name": "sum", "task": "compute", "payload": {"iterations": "${input.rounds}"}}]
     (tmp_path / "report.json").write_text(json.dumps({"name": "report", "steps": steps}))
+    (nightly,) = re.findall(r"^```toml\n(description.+?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "nightly.toml").write_text(nightly)
     (tmp_path / "jobs.ndjson").write_text('{"task": "noop"}\n{"task": "noop", "queue": "own"}\n')
     with Server(tmp_path / "server", SAMPLES) as sampled:
         for code, line in EXAMPLES:

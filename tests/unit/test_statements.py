@@ -8,6 +8,7 @@ import pytest
 
 from miniflow import (
     compensation_statements,
+    definition_statements,
     dependency_statements,
     expansion_statements,
     rule_statements,
@@ -24,6 +25,7 @@ STATEMENTS = {
         workflow_statements,
         compensation_statements,
         expansion_statements,
+        definition_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))

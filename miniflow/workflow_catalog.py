@@ -1,0 +1,62 @@
+"""The definitions of workflows that are kept under a name, as they are now: in memory, since this process is the only writer.
+
+Each change of a definition is a new version. A run keeps the definition that it was started with, and says which that was.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from miniflow.errors import InvalidRequest
+from miniflow.workflow_graph import Definition
+
+API, FILE = "api", "file"
+"""Who defines it."""
+SHOWN = 20
+
+
+class Kept(NamedTuple):
+    """A version of a definition. Of one that is not kept ``name`` and ``version`` are None."""
+
+    name: str | None
+    version: int | None
+    definition: Definition
+    source: str = API
+    origin: str | None = None
+    created_at: int = 0
+
+
+class Catalog:
+    """The newest version of each."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Kept] = {}
+
+    def __repr__(self) -> str:
+        return f"<Catalog [{len(self._kept)} definitions]>"
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, name: str) -> Kept | None:
+        return self._kept.get(name)
+
+    def get(self, name: str, field: str) -> Kept:
+        """InvalidRequest that names ``field``, and says what there is."""
+        found = self._kept.get(name)
+        if found is None:
+            names = sorted(self._kept)[:SHOWN]
+            there = f"there are {', '.join(names)}" if names else "none is kept"
+            raise InvalidRequest(field, f"there is no definition {name!r}; {there}")
+        return found
+
+    def put(self, kept: Kept) -> None:
+        if kept.name is not None:
+            self._kept[kept.name] = kept
+
+    def remove(self, name: str) -> None:
+        self._kept.pop(name, None)
+
+    def all(self) -> list[Kept]:
+        """By name."""
+        return [self._kept[name] for name in sorted(self._kept)]
