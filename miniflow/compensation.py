@@ -22,6 +22,7 @@ from miniflow.model import Accepted, NewJob, Waits
 from miniflow.references import Known
 from miniflow.states import State
 from miniflow.workflow_graph import Work, as_items, decode_definition, names_of
+from miniflow.workflow_intake import about
 from miniflow.writer import Transaction, json_text
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class _Failed(NamedTuple):
     request_id: str | None
     error: str | None
     cancelled: int
+    schedule: str | None
+    scheduled_for: int | None
     step: str | None
 
 
@@ -97,8 +100,7 @@ class Compensation:
         step, said = _decode(failed.step) if failed.step else (None, None)
         cause = failed.error or (None if failed.cancelled else said)
         workflow = {
-            "id": failed.id,
-            "name": failed.name,
+            **about(failed.id, failed.name, failed.schedule, failed.scheduled_for),
             "error": cause or "the workflow was cancelled",
             "status": "failed" if cause else "cancelled",
             "failed_step": step if cause and not failed.error else None,

@@ -8,9 +8,10 @@ ANY_TO_UNDO = (
 
 # Of the workflows of these rows (?1, JSON array), those that have just come to a bad end with something to undo. ?2 is the
 # sentence that names the first step that did not end well: [number, id, name, input, kept, definition, request_id, error, whether
-# somebody cancelled it, [that step, the sentence]]
+# somebody cancelled it, schedule, scheduled_for, [that step, the sentence]]
 TO_UNDO = """
-SELECT w.number, w.id, w.name, w.input, w.kept, w.definition, w.request_id, w.error, w.cancel_requested_at IS NOT NULL, (
+SELECT w.number, w.id, w.name, w.input, w.kept, w.definition, w.request_id, w.error, w.cancel_requested_at IS NOT NULL,
+  w.schedule, w.scheduled_for, (
   SELECT json_array(s.name, format(?2, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error))))
   FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
   WHERE s.workflow = w.number AND s.role IN ('step', 'item') AND j.state <> 'completed' AND NOT s.skipped

@@ -21,7 +21,7 @@ from miniflow.timetable import Cron, Interval, Once, OnGap, OnOverlap, Timetable
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["allow", "skip", "queue_one", "queue_all", "cancel_running"]
 
-EMPTY = msgspec.Raw(b"{}")
+EMPTY, NULL = msgspec.Raw(b"{}"), msgspec.Raw(b"null")
 NAME_CHARS_MAX = 200
 EVERY_S_MIN = 1.0
 CATCHUP_WINDOW_S = 366 * 86_400.0
@@ -37,12 +37,16 @@ Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 class Definition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a schedule runs, when, and by which rules. Durations are seconds.
 
-    One of ``cron``, ``every`` and ``at`` says when; times without an offset are in ``timezone``. ``on_gap`` and ``on_overlap``
-    are None where there is no wall time to miss. The rest, from ``queue`` on, is for its jobs, as in a submit.
+    It runs a ``task``, which is given ``payload``, or a ``workflow`` that is kept under that name, which is given ``input``. One
+    of ``cron``, ``every`` and ``at`` says when; times without an offset are in ``timezone``. ``on_gap`` and ``on_overlap`` are
+    None where there is no wall time to miss. The rest, from ``queue`` on, is for its jobs, as in a submit; of a workflow there
+    are ``timeout``, ``meta`` and ``description``.
     """
 
-    task: Short
+    task: Short | None = None
     payload: msgspec.Raw = EMPTY
+    workflow: Short | None = None
+    input: msgspec.Raw = NULL
     cron: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     every: Annotated[float, msgspec.Meta(ge=EVERY_S_MIN, le=DELAY_S_MAX)] | None = None
     anchor: dt.datetime | None = None
@@ -80,6 +84,8 @@ API, CODE, FILE = "api", "code", "file"
 
 OF_JOBS = ("queue", "priority", "timeout", "max_retries", "ttl", "tags", "meta", "description")
 """The fields that a schedule gives to its jobs."""
+OF_WORKFLOWS = ("timeout", "meta", "description")
+"""Those that it gives to workflows."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Definition).decode
@@ -96,6 +102,7 @@ def check_name(name: str) -> str:
 
 def resolved(given: Definition, timezone: str) -> Definition:
     """``given`` with nothing left open; ``timezone`` is for the one that names none. InvalidRequest names the field."""
+    _check_what(given)
     said = [name for name in TIMINGS if getattr(given, name) is not None]
     if len(said) != 1:
         raise InvalidRequest(
@@ -126,6 +133,23 @@ def resolved(given: Definition, timezone: str) -> Definition:
     return found
 
 
+def _check_what(given: Definition) -> None:
+    """A task or a workflow, and what is of the one not with the other. InvalidRequest."""
+    if given.task is None and given.workflow is None:
+        raise InvalidRequest("task", "is missing; say what to run: a task, or a workflow that is kept under a name")
+    if given.workflow is None:
+        if bytes(given.input) != bytes(NULL):
+            raise InvalidRequest("input", "is of a workflow; what a task is given is its payload")
+        return
+    if given.task is not None:
+        raise InvalidRequest("workflow", "cannot be given together with task; give one of the two")
+    if bytes(given.payload) != bytes(EMPTY):
+        raise InvalidRequest("payload", "is of a task; what a workflow is given is its input")
+    for name in OF_JOBS:
+        if name not in OF_WORKFLOWS and getattr(given, name) is not None:
+            raise InvalidRequest(name, "is of the jobs of a task; the steps of a workflow say their own")
+
+
 def moment(when: dt.datetime, timezone: str, field: str) -> dt.datetime:
     """In UTC; one without an offset is in ``timezone``. InvalidRequest names the field that it is of."""
     try:
@@ -136,9 +160,13 @@ def moment(when: dt.datetime, timezone: str, field: str) -> dt.datetime:
 
 
 def changed(current: Definition, changes: Mapping[str, Any]) -> Definition:
-    """``current`` with some fields changed, as JSON has them; None is as if the field had never been given. What says when
-    replaces what said so before."""
+    """``current`` with some fields changed, as JSON has them; None is as if the field had never been given. What says when, or
+    what is run, replaces what said so before."""
     fields: dict[str, Any] = msgspec.json.decode(to_text(current))
+    for name, others in (("task", ("workflow", "input")), ("workflow", ("task", "payload"))):
+        if changes.get(name) is not None:
+            for other in others:
+                fields.pop(other)
     if any(changes.get(name) is not None for name in TIMINGS):
         for name in (*TIMINGS, "anchor"):
             fields.pop(name)

@@ -141,8 +141,10 @@ def _converted(given: dict[str, Any]) -> Definition:
     if isinstance(given.get("tags"), tuple):
         given["tags"] = list(given["tags"])
     try:
-        payload = msgspec.Raw(msgspec.json.encode(given.pop("payload", {})))
-        return msgspec.convert({**given, "payload": payload}, Definition)
+        for name in ("payload", "input"):
+            if name in given:
+                given[name] = msgspec.Raw(msgspec.json.encode(given[name]))
+        return msgspec.convert(given, Definition)
     except msgspec.ValidationError as exc:
         raise _named(exc) from None
     except (TypeError, OverflowError, UnicodeEncodeError) as exc:

@@ -48,7 +48,7 @@ from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
 from miniflow.roster import Roster, Slots
 from miniflow.rules import Rules
-from miniflow.schedules import Schedules, job_of
+from miniflow.schedules import Schedules, run_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
 from miniflow.workflow_files import load_definitions
@@ -151,11 +151,12 @@ class Engine:
     def _scheduling(self) -> Schedules:
         settings = self.settings
         trust = ClockTrust(self.clock, anyway=settings.trust_clock)
-        firing = Firing(self.jobs, self.writer, self.clock, trust, partial(job_of, self.intake))
+        make_run = partial(run_of, self.intake, self.workflow_intake)
+        firing = Firing(self.jobs, self.writer, self.clock, trust, make_run)
         firing.revoked, firing.wanted = self.huey.revoked_for_good, self.huey.wants
         return Schedules(
             firing,
-            self.intake,
+            make_run,
             timezone=settings.timezone,
             max_schedules=settings.max_schedules,
             max_batch=settings.max_batch,

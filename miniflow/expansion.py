@@ -51,6 +51,8 @@ class Turn(NamedTuple):
     condition: str | None
     workflow: str
     workflow_name: str
+    schedule: str | None
+    scheduled_for: int | None
     request_id: str | None
     input: str
     kept: str | None

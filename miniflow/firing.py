@@ -1,8 +1,8 @@
 """The writer's step that fires schedules.
 
 It knows in memory when the next one is due, so nobody polls: the writer sleeps until then. When it comes, one transaction holds
-the fire (a row that is unique by schedule and slot), its job, and the schedule's cursor. A crash before the commit has done
-nothing, one after it all; a clock that is set back meets rows that are there.
+the fire (a row that is unique by schedule and slot), its job or its workflow, and the schedule's cursor. A crash before the
+commit has done nothing, one after it all; a clock that is set back meets rows that are there.
 
 Of the slots that are due at once – the machine was off, asleep, or its clock was set forward – the newest is on time if it is
 no older than LATE_MS, and those before it were *missed*: the contract says which of them run. Runs that are made up for with
@@ -15,7 +15,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from miniflow import schedule_statements as sql
 from miniflow import statements
@@ -28,6 +28,7 @@ from miniflow.jobs import Jobs
 from miniflow.model import NewJob
 from miniflow.openruns import OpenRuns
 from miniflow.timetable import Timetable, count, newest
+from miniflow.workflow_intake import NewWorkflow
 from miniflow.writer import Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.schedules")
@@ -42,8 +43,9 @@ PRUNE_EVERY = 100  # fires
 AHEAD_MS = 86_400_000  # a cursor that lies further in the future was set by a wrong clock
 LAST_WALL_EVERY_MS = 60_000
 
-MakeJob = Callable[[str, Definition, int], NewJob]
-"""Makes the job of a schedule (by its name) for a slot. This is where a schedule is bound to what it starts."""
+NewRun: TypeAlias = NewJob | NewWorkflow
+MakeRun = Callable[[str, Definition, int], NewRun]
+"""Makes the job, or the workflow, of a schedule (by its name) for a slot. This is where a schedule is bound to what it starts."""
 
 
 class Due(NamedTuple):
@@ -63,15 +65,22 @@ class Planned(NamedTuple):
     slot: int
     kind: str
     outcome: str
-    job: NewJob | None = None
+    run: NewRun | None = None
     missed: int | None = None
     reason: str | None = None
 
     @property
     def row(self) -> list[Any]:
         is_open = int(self.outcome in ("fired", "waiting"))
-        job_id = None if self.job is None else self.job.id
-        return [self.schedule.id, self.slot, self.kind, self.outcome, is_open, job_id, self.missed, self.reason]
+        run_id, flow = None if self.run is None else self.run.id, int(isinstance(self.run, NewWorkflow))
+        return [self.schedule.id, self.slot, self.kind, self.outcome, is_open, run_id, self.missed, self.reason, flow]
+
+    @property
+    def jobs(self) -> list[NewJob]:
+        """What it adds to the queue."""
+        if self.run is None:
+            return []
+        return self.run.jobs if isinstance(self.run, NewWorkflow) else [self.run]
 
 
 class Plan:
@@ -83,13 +92,13 @@ class Plan:
 
 
 class Firing:
-    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, trust: ClockTrust, make_job: MakeJob) -> None:
-        self._jobs, self._writer, self._clock, self.trust, self._make_job = jobs, writer, clock, trust, make_job
+    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, trust: ClockTrust, make_run: MakeRun) -> None:
+        self._jobs, self._writer, self._clock, self.trust, self._make_run = jobs, writer, clock, trust, make_run
         self.runs = OpenRuns(jobs, self._start_waiting)
         self._next_ms: float = math.inf
         self._offset_ms = clock.offset_ms()
         self._wall_written_ms = 0
-        self.lateness = Histogram()  # milliseconds from a slot (and its jitter) to its job
+        self.lateness = Histogram()  # milliseconds from a slot (and its jitter) to its run
         self.revoked: Callable[[Transaction, str], bool] = lambda _tx, _task: False
         self.wanted: Callable[[str, int], bool] = lambda _task, _slot: True
         # Before the operations and the claim: a job that is fired is claimed in the same group.
@@ -196,7 +205,7 @@ class Firing:
         if on_time and not runs:
             runs = [last]
         self._note_missed(plan, table, due, runs, last)
-        runs = [slot for slot in runs if self.wanted(definition.task, slot)]
+        runs = [slot for slot in runs if definition.task is None or self.wanted(definition.task, slot)]
         for slot in runs:
             is_due = on_time and slot == last
             plan.fires.append(self.decide(tx, due, definition, slot, "due" if is_due else "catchup"))
@@ -235,13 +244,14 @@ class Firing:
         policy = definition.overlap
         if policy != "allow" and (kind == "backfill" or (kind == "catchup" and definition.catchup == "all")):
             policy = "queue_all"
-        if self.revoked(tx, definition.task):
+        if definition.task is not None and self.revoked(tx, definition.task):
             return Planned(due, slot, kind, "skipped", reason=f"the task {definition.task} is revoked")
         if kind == "manual" or policy == "allow" or not self.runs.busy(due.id):
-            return self._with_job(due, definition, slot, kind)
+            return self._with_run(due, definition, slot, kind)
         waiting = self.runs.waiting(due.id)
         if policy == "skip":
-            return Planned(due, slot, kind, "skipped", reason=f"its job {self.runs.first(due.id)} had not ended")
+            what = "job" if definition.workflow is None else "workflow"
+            return Planned(due, slot, kind, "skipped", reason=f"its {what} {self.runs.first(due.id)} had not ended")
         if policy == "queue_one" and waiting:
             return Planned(due, slot, kind, "skipped", reason="a run waits already for the one before it")
         if policy == "queue_all" and waiting >= WAITING_MAX:
@@ -251,16 +261,16 @@ class Firing:
         self.runs.add_waiting(due.id)
         return Planned(due, slot, kind, "waiting")
 
-    def _with_job(self, due: Due, definition: Definition, slot: int, kind: str) -> Planned:
+    def _with_run(self, due: Due, definition: Definition, slot: int, kind: str) -> Planned:
         try:
-            job = self._make_job(due.name, definition, slot)
-        except MiniFlowError as refusal:  # the task is gone, or takes another payload now
+            run = self._make_run(due.name, definition, slot)
+        except MiniFlowError as refusal:  # the task, or the workflow, is gone, or takes something else now
             return Planned(due, slot, kind, "refused", reason=str(refusal))
         except Exception as exc:  # whatever it is, it must not stop the writer
-            log.exception("schedule %s: no job could be made for its slot", due.name)
+            log.exception("schedule %s: no run could be made for its slot", due.name)
             return Planned(due, slot, kind, "refused", reason=f"{type(exc).__name__}: {exc}")
-        self.runs.add(due.id, job.id)
-        return Planned(due, slot, kind, "fired", job)
+        self.runs.add(due.id, run.id)
+        return Planned(due, slot, kind, "fired", run)
 
     # --------------------------------------------------------------------------------------------------------- writing it
 
@@ -268,15 +278,17 @@ class Firing:
     def accepting(self) -> bool:
         return self._jobs.accepting
 
-    def refusal(self, tx: Transaction, job: NewJob) -> MiniFlowError | None:
-        """Why this job cannot be taken."""
-        return self._jobs.submitting.refusal(tx, [job], self._jobs.submitting.waiting())
+    def refusal(self, tx: Transaction, one: Planned) -> MiniFlowError | None:
+        """Why this cannot be taken."""
+        return self._jobs.submitting.refusal(tx, one.jobs, self._jobs.submitting.waiting())
 
     def write(self, tx: Transaction, plan: Plan, *, asked_for: bool = False) -> list[Planned]:
         """What was planned and had not been decided upon before. ``asked_for``: slots that came to nothing may run after all."""
         tx.on_rollback(self.runs.forget)
-        waiting = self._jobs.submitting.waiting()
-        fires = [self._within_limits(tx, one, waiting + n) for n, one in enumerate(plan.fires)]
+        waiting, fires = self._jobs.submitting.waiting(), []
+        for one in plan.fires:
+            fires.append(self._within_limits(tx, one, waiting))
+            waiting += len(fires[-1].jobs)
         done: list[Planned] = []
         if fires:
             rows = tx.run(sql.INSERT_FIRES, json_text([one.row for one in fires]), tx.now_ms, int(asked_for))
@@ -286,26 +298,33 @@ class Firing:
                     done.append(one)
                 else:  # it ran when the clock had been there before
                     self._take_back(one)
-        jobs = [one.job for one in done if one.job is not None]
-        if jobs:
-            self._jobs.submitting.add(tx, jobs)
+        self._insert(tx, done)
         if plan.cursors:
             tx.run(sql.MOVE_CURSORS, json_text(plan.cursors))
         self._count(tx, done)
         return done
 
+    def _insert(self, tx: Transaction, done: list[Planned]) -> None:
+        """The jobs and the workflows."""
+        jobs = [one.run for one in done if isinstance(one.run, NewJob)]
+        flows = [one.run for one in done if isinstance(one.run, NewWorkflow)]
+        if jobs:
+            self._jobs.submitting.add(tx, jobs)
+        if flows:
+            self._jobs.workflows.add(tx, flows)
+
     def _within_limits(self, tx: Transaction, one: Planned, waiting: int) -> Planned:
-        if one.job is None:
+        if one.run is None:
             return one
-        refusal = self._jobs.submitting.refusal(tx, [one.job], waiting)
+        refusal = self._jobs.submitting.refusal(tx, one.jobs, waiting)
         if refusal is None:
             return one
         self._take_back(one)
-        return one._replace(outcome="refused", job=None, reason=str(refusal))
+        return one._replace(outcome="refused", run=None, reason=str(refusal))
 
     def _take_back(self, one: Planned) -> None:
-        if one.job is not None:
-            self.runs.remove(one.job.id)
+        if one.run is not None:
+            self.runs.remove(one.run.id)
         elif one.outcome == "waiting":
             self.runs.add_waiting(one.schedule.id, -1)
 
@@ -332,11 +351,11 @@ class Firing:
                 return
             (fire_id, slot), due = found[0], Due(*rows[0])
             self.runs.add_waiting(schedule_id, -1)
-            made = self._with_job(due, from_text(due.definition), slot, "due")
+            made = self._with_run(due, from_text(due.definition), slot, "due")
             one = self._within_limits(tx, made, self._jobs.submitting.waiting())
-            if one.job is not None:
-                tx.run(sql.START_WAITING, fire_id, one.job.id, tx.now_ms)
-                self._jobs.submitting.add(tx, [one.job])
+            if one.run is not None:
+                tx.run(sql.START_WAITING, fire_id, one.run.id, tx.now_ms, int(isinstance(one.run, NewWorkflow)))
+                self._insert(tx, [one])
                 tx.count("schedule_fired", due.name)
             else:
                 tx.run(sql.DROP_WAITING, fire_id, "refused", one.reason)

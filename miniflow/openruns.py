@@ -1,4 +1,4 @@
-"""Which runs of each schedule have not ended: the jobs, and those that wait for them.
+"""Which runs of each schedule have not ended: the jobs, or workflows, and those that wait for them.
 
 Known in memory and exact, since this process is the only writer; read from the file at the start and after a rollback. Every end
 of a job is published anyway: while a schedule has an open job the ends are looked through, and the next group writes what they
@@ -21,7 +21,9 @@ from miniflow.writer import Transaction, json_text
 log = logging.getLogger("miniflow.schedules")
 
 CLOSED_MAX = 1000  # ends in one group
-FAILED = (State.DEAD_LETTER, State.EXPIRED)
+FAILED = (State.DEAD_LETTER, State.EXPIRED, "failed")
+ENDED = {*TERMINAL, "failed"}
+"""The states in which a job, or a workflow, has ended."""
 DELETED = "deleted"
 
 
@@ -77,11 +79,18 @@ class OpenRuns:
         """What runs is asked to stop, and what waits is dropped: something newer comes."""
         for job_id in list(self._running.get(schedule, {})):
             try:
-                self._jobs.cancel(job_id)(tx)
+                self._cancel(tx, job_id)
             except (NotFound, TransitionRefused):  # it has ended, and that is about to be heard
                 self._ended[job_id] = None
         if self._waiting.pop(schedule, 0):
             tx.run(sql.DROP_ALL_WAITING, schedule, "a newer run took its place")
+
+    def _cancel(self, tx: Transaction, run_id: str) -> None:
+        """A job, or a workflow."""
+        try:
+            self._jobs.cancel(run_id)(tx)
+        except NotFound:
+            self._jobs.workflows.cancel(run_id)(tx)
 
     def drop(self, schedule: int) -> None:
         """The schedule is gone; its jobs go on."""
@@ -130,12 +139,12 @@ class OpenRuns:
         looked_at = list(self._ended)[:CLOSED_MAX]
         for job_id in looked_at:
             del self._ended[job_id]
-        states = dict(tx.run(sql.STATES_OF_JOBS, json_text(looked_at))) if looked_at else {}
+        states = dict(tx.run(sql.STATES_OF_RUNS, json_text(looked_at))) if looked_at else {}
         ends: list[tuple[str, str]] = []
         outcomes: dict[int, list[bool | None]] = {}
         for job_id in looked_at:
             state = states.get(job_id, DELETED)
-            if job_id in self._owner and (state == DELETED or State(state) in TERMINAL):
+            if job_id in self._owner and (state == DELETED or state in ENDED):
                 ends.append((job_id, state))
                 well = True if state == State.COMPLETED else False if state in FAILED else None
                 outcomes.setdefault(self._owner[job_id], []).append(well)

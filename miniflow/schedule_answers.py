@@ -9,21 +9,23 @@ from miniflow.answers import Answer
 
 
 class LastRun(Answer):
-    """What became of the newest time that was decided upon. ``status`` is the state that its job ended in."""
+    """What became of the newest time that was decided upon. ``status`` is the state that its job or its
+    workflow ended in."""
 
     scheduled_for: dt.datetime
     outcome: str = ""
     kind: str = ""
     fired_at: dt.datetime | None = None
     job_id: str | None = None
+    workflow_id: str | None = None
     status: str | None = None
     reason: str | None = None
 
 
 class Fire(LastRun):
     """What became of one time that a schedule meant. ``kind``: ``due``, ``catchup``, ``backfill`` or ``manual``; ``outcome``:
-    ``fired`` (``status`` is the state of the job), ``waiting``, ``skipped``, ``missed`` or ``refused``. One that was missed
-    stands for as many as ``missed`` says, 1000 for that many or more."""
+    ``fired`` (``status`` is the state of the job or the workflow), ``waiting``, ``skipped``, ``missed`` or ``refused``. One that
+    was missed stands for as many as ``missed`` says, 1000 for that many or more."""
 
     missed: int | None = None
 
@@ -41,8 +43,10 @@ class Contract(Answer):
 
     name: str = ""
     sentence: str = ""
-    task: str = ""
+    task: str | None = None
     payload: Any = None
+    workflow: str | None = None
+    input: Any = None
     cron: str | None = None
     every: float | None = None
     anchor: dt.datetime | None = None
@@ -69,7 +73,7 @@ class Contract(Answer):
 class Schedule(Contract):
     """A schedule as it was when the server answered: its contract, and how it stands.
 
-    ``next_run`` is the next time that it means, None if it does not fire. ``running`` is how many of its jobs have not ended,
+    ``next_run`` is the next time that it means, None if it does not fire. ``running`` is how many of its runs have not ended,
     ``waiting`` how many runs wait for those. ``source`` is who defines it: ``api``, ``code`` or ``file``.
     """
 

@@ -8,10 +8,12 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import msgspec
 
-from miniflow.answers import Job
+from miniflow.answers import Job, decoded
 from miniflow.calls import PAGE, named
 from miniflow.exchange import Ask, Flow, Give, Items, one, send
 from miniflow.schedule_answers import Backfilled, Fire, FirePage, Preview, Run, Schedule, SchedulePage
+from miniflow.workflow_answers import Workflow
+from miniflow.workflow_calls import PATH as WORKFLOWS
 
 PATH = "/api/v1/schedules"
 
@@ -23,9 +25,12 @@ class ScheduleOptions(TypedDict, total=False):
     """When a schedule runs, and by which rules. Durations are seconds or timedeltas; what is left out is the default.
 
     One of ``cron``, ``every`` (from ``anchor`` on) and ``at`` says when; times without an offset are in ``timezone``. What
-    follows ``jitter`` is for its jobs, as in a submit. In ``change`` None is as if the option had never been given.
+    follows ``jitter`` is for its jobs, as in a submit. ``workflow`` is one that is kept under that name, in place of a task, and
+    ``input`` what it is given. In ``change`` None is as if the option had never been given.
     """
 
+    workflow: str | None
+    input: Any
     cron: str | None
     every: Span | None
     anchor: When | None
@@ -55,17 +60,17 @@ ScheduleRef: TypeAlias = str | Schedule
 # --------------------------------------------------------------------------------------------------------- making, changing
 
 
-def create(name: str, task: str, payload: Any, options: Mapping[str, Any]) -> Flow[Schedule]:
+def create(name: str, task: str | None, payload: Any, options: Mapping[str, Any]) -> Flow[Schedule]:
     return one(Schedule, PATH, "POST", body=_new(name, task, payload, options))
 
 
-def preview(name: str, task: str, payload: Any, options: Mapping[str, Any]) -> Flow[Preview]:
+def preview(name: str, task: str | None, payload: Any, options: Mapping[str, Any]) -> Flow[Preview]:
     return one(Preview, PATH, "POST", params={"dry_run": True}, body=_new(name, task, payload, options))
 
 
-def _new(name: str, task: str, payload: Any, options: Mapping[str, Any]) -> bytes:
-    given = {key: value for key, value in options.items() if value is not None}
-    return _json({"name": name, "task": task, "payload": {} if payload is None else payload, **given})
+def _new(name: str, task: str | None, payload: Any, options: Mapping[str, Any]) -> bytes:
+    given = {"task": task, "payload": payload, **options}
+    return _json({"name": name, **{key: value for key, value in given.items() if value is not None}})
 
 
 def change(schedule: ScheduleRef, changes: Mapping[str, Any]) -> Flow[Schedule]:
@@ -76,8 +81,10 @@ def verb(name: str, schedule: ScheduleRef, body: Mapping[str, Any] | None = None
     return one(Schedule, path_of(schedule, f"/{name}"), "POST", body=None if body is None else _json(body))
 
 
-def run_now(schedule: ScheduleRef) -> Flow[Job]:
-    return one(Job, path_of(schedule, "/run"), "POST")
+def run_now(schedule: ScheduleRef) -> Flow[Job | Workflow]:
+    answer = yield from send(Ask(method="POST", path=path_of(schedule, "/run")))
+    of_workflow = answer.headers.get("location", "").startswith(WORKFLOWS)
+    return decoded(answer, Workflow) if of_workflow else decoded(answer, Job)
 
 
 def delete(schedule: ScheduleRef) -> Flow[None]:
@@ -101,16 +108,19 @@ def get(schedule: ScheduleRef) -> Flow[Schedule]:
     return one(Schedule, path_of(schedule))
 
 
-def page(*, status: str | None, task: str | None, limit: int, cursor: str | None = None) -> Flow[SchedulePage]:
-    return one(SchedulePage, PATH, params={"status": status, "task": task, "limit": limit, "cursor": cursor})
+def page(
+    *, status: str | None, task: str | None, workflow: str | None, limit: int, cursor: str | None = None
+) -> Flow[SchedulePage]:
+    asked = {"status": status, "task": task, "workflow": workflow, "limit": limit, "cursor": cursor}
+    return one(SchedulePage, PATH, params=asked)
 
 
-def all_pages(*, status: str | None, task: str | None, limit: int | None) -> Items[Schedule]:
+def all_pages(*, status: str | None, task: str | None, workflow: str | None, limit: int | None) -> Items[Schedule]:
     """The schedules of all pages, each page asked for when it is needed."""
     cursor, left = None, limit
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        found = yield from page(status=status, task=task, limit=size, cursor=cursor)
+        found = yield from page(status=status, task=task, workflow=workflow, limit=size, cursor=cursor)
         for schedule in found.items:
             yield Give(schedule)
         cursor = found.next_cursor

@@ -10,6 +10,7 @@ from miniflow.answers import Job
 from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
 from miniflow.schedule_answers import Backfilled, Fire, Preview, Run, Schedule, SchedulePage
 from miniflow.schedule_calls import ScheduleOptions, ScheduleRef, When
+from miniflow.workflow_answers import Workflow
 
 Runs = list[Run]
 
@@ -20,11 +21,16 @@ class Schedules:
     def __init__(self, run: CarryOut, iterate: Iterate) -> None:
         self._run, self._iterate = run, iterate
 
-    def create(self, name: str, task: str, payload: Any = None, **options: Unpack[ScheduleOptions]) -> Schedule:
-        """Make one. Refused if the name is taken, Invalid if the task would not take the payload."""
+    def create(
+        self, name: str, task: str | None = None, payload: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> Schedule:
+        """Make one, of a task or with ``workflow=`` of a kept workflow. Refused if the name is taken, Invalid if the task would
+        not take the payload, or the workflow its ``input``."""
         return self._run(calls.create(name, task, payload, options))
 
-    def preview(self, name: str, task: str, payload: Any = None, **options: Unpack[ScheduleOptions]) -> Preview:
+    def preview(
+        self, name: str, task: str | None = None, payload: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> Preview:
         """What it would be, with its next times. Nothing is stored."""
         return self._run(calls.preview(name, task, payload, options))
 
@@ -49,8 +55,8 @@ class Schedules:
         """It goes on with the next time; what lay in the pause is not made up for."""
         return self._run(calls.verb("resume", schedule))
 
-    def run(self, schedule: ScheduleRef) -> Job:
-        """A job now, beside the timetable."""
+    def run(self, schedule: ScheduleRef) -> Job | Workflow:
+        """A job now, beside the timetable; or a workflow, if it starts such."""
         return self._run(calls.run_now(schedule))
 
     def delete(self, schedule: ScheduleRef) -> None:
@@ -69,16 +75,27 @@ class Schedules:
         return self._run(calls.get(schedule))
 
     def page(
-        self, *, status: str | None = None, task: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        task: str | None = None,
+        workflow: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> SchedulePage:
         """A page of schedules by name, and why none fires, if so."""
-        return self._run(calls.page(status=status, task=task, limit=limit, cursor=cursor))
+        return self._run(calls.page(status=status, task=task, workflow=workflow, limit=limit, cursor=cursor))
 
     def list(
-        self, *, status: str | None = None, task: str | None = None, limit: int | None = None
+        self,
+        *,
+        status: str | None = None,
+        task: str | None = None,
+        workflow: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[Schedule]:
         """All of them, by name; the pages are fetched on the way."""
-        return self._iterate(calls.all_pages(status=status, task=task, limit=limit))
+        return self._iterate(calls.all_pages(status=status, task=task, workflow=workflow, limit=limit))
 
     def next_runs(self, schedule: ScheduleRef, n: int = 10, *, after: When | None = None) -> Runs:
         """The next ``n`` times that it means, whether or not it fires now."""
@@ -95,11 +112,15 @@ class AsyncSchedules:
     def __init__(self, run: AsyncCarryOut, iterate: AsyncIterate) -> None:
         self._run, self._iterate = run, iterate
 
-    async def create(self, name: str, task: str, payload: Any = None, **options: Unpack[ScheduleOptions]) -> Schedule:
+    async def create(
+        self, name: str, task: str | None = None, payload: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> Schedule:
         """See ``Schedules.create``."""
         return await self._run(calls.create(name, task, payload, options))
 
-    async def preview(self, name: str, task: str, payload: Any = None, **options: Unpack[ScheduleOptions]) -> Preview:
+    async def preview(
+        self, name: str, task: str | None = None, payload: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> Preview:
         """See ``Schedules.preview``."""
         return await self._run(calls.preview(name, task, payload, options))
 
@@ -123,7 +144,7 @@ class AsyncSchedules:
         """See ``Schedules.resume``."""
         return await self._run(calls.verb("resume", schedule))
 
-    async def run(self, schedule: ScheduleRef) -> Job:
+    async def run(self, schedule: ScheduleRef) -> Job | Workflow:
         """See ``Schedules.run``."""
         return await self._run(calls.run_now(schedule))
 
@@ -142,16 +163,27 @@ class AsyncSchedules:
         return await self._run(calls.get(schedule))
 
     async def page(
-        self, *, status: str | None = None, task: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        task: str | None = None,
+        workflow: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> SchedulePage:
         """See ``Schedules.page``."""
-        return await self._run(calls.page(status=status, task=task, limit=limit, cursor=cursor))
+        return await self._run(calls.page(status=status, task=task, workflow=workflow, limit=limit, cursor=cursor))
 
     def list(
-        self, *, status: str | None = None, task: str | None = None, limit: int | None = None
+        self,
+        *,
+        status: str | None = None,
+        task: str | None = None,
+        workflow: str | None = None,
+        limit: int | None = None,
     ) -> AsyncGenerator[Schedule, None]:
         """See ``Schedules.list``."""
-        return self._iterate(calls.all_pages(status=status, task=task, limit=limit))
+        return self._iterate(calls.all_pages(status=status, task=task, workflow=workflow, limit=limit))
 
     async def next_runs(self, schedule: ScheduleRef, n: int = 10, *, after: When | None = None) -> Runs:
         """See ``Schedules.next_runs``."""

@@ -37,18 +37,21 @@ class LastRun(msgspec.Struct, kw_only=True, omit_defaults=True):
     kind: str
     outcome: str
     job_id: str | None = None
+    workflow_id: str | None = None
     status: str | None = None
     reason: str | None = None
 
 
 class Contract(msgspec.Struct, kw_only=True):
-    """What a schedule runs, when – ``sentence`` says it in words –, and by which rules, with nothing left open. Durations are
-    seconds, times RFC 3339 in UTC."""
+    """What a schedule runs – a ``task`` or a ``workflow`` –, when – ``sentence`` says it in words –, and by which rules, with
+    nothing left open. Durations are seconds, times RFC 3339 in UTC."""
 
     name: str
     sentence: str
-    task: str
+    task: str | None
     payload: msgspec.Raw
+    workflow: str | None
+    input: msgspec.Raw
     cron: str | None
     every: float | None
     anchor: str | None
@@ -75,7 +78,7 @@ class Contract(msgspec.Struct, kw_only=True):
 class Schedule(Contract, kw_only=True):
     """A schedule: its contract, and how it stands.
 
-    ``next_run`` is the next time that it means (null: none comes, or it does not fire), ``running`` how many of its jobs have not
+    ``next_run`` is the next time that it means (null: none comes, or it does not fire), ``running`` how many of its runs have not
     ended, ``waiting`` how many runs wait for those. ``source`` is who defines it: ``api``, ``code`` or ``file``; ``origin`` says
     where.
     """
@@ -120,14 +123,16 @@ class Preview(Contract, kw_only=True):
 
 class Fire(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What became of one time that a schedule meant. ``kind``: ``due``, ``catchup`` (made up for), ``backfill`` or ``manual``.
-    ``outcome``: ``fired`` (there is a job, ``status`` is its state), ``waiting`` (for the run before it), ``skipped``,
-    ``missed`` (one row for as many as ``missed`` says, up to this time; 1000 stands for that many or more) or ``refused``."""
+    ``outcome``: ``fired`` (there is a job or a workflow, ``status`` is its state), ``waiting`` (for the run before it),
+    ``skipped``, ``missed`` (one row for as many as ``missed`` says, up to this time; 1000 stands for that many or more) or
+    ``refused``."""
 
     scheduled_for: str
     fired_at: str
     kind: str
     outcome: str
     job_id: str | None = None
+    workflow_id: str | None = None
     status: str | None = None
     missed: int | None = None
     reason: str | None = None
@@ -151,9 +156,11 @@ class ScheduleQueries:
             raise NotFound("schedule", name)
         return schedule_of_row(rows[0])
 
-    async def page(self, *, status: str | None, task: str | None, limit: int, cursor: str | None) -> SchedulePage:
-        wanted = None if not status else json_text(_statuses(status))
-        rows = await self._readers.fetch(sql.SHOWN_AFTER, self._untrusted, cursor or "", wanted, task, limit + 1)
+    async def page(
+        self, *, status: str | None, task: str | None, workflow: str | None, limit: int, cursor: str | None
+    ) -> SchedulePage:
+        wanted, after = None if not status else json_text(_statuses(status)), cursor or ""
+        rows = await self._readers.fetch(sql.SHOWN_AFTER, self._untrusted, after, wanted, task, limit + 1, workflow)
         ((total,),) = await self._readers.fetch(sql.HOW_MANY)
         items = [schedule_of_row(row) for row in rows[:limit]]
         following = items[-1].name if len(rows) > limit else None
@@ -241,28 +248,37 @@ def _contract(d: Definition) -> dict[str, Any]:
 
 
 def _last(
-    slot: int, fired_at: int, kind: str, outcome: str, job_id: str | None, ended: str | None, reason: str | None
+    slot: int,
+    fired_at: int,
+    kind: str,
+    outcome: str,
+    run_id: str | None,
+    ended: str | None,
+    reason: str | None,
+    flow: int,
 ) -> LastRun:
     return LastRun(
         scheduled_for=rfc3339(slot) or "",
         fired_at=rfc3339(fired_at) or "",
         kind=kind,
         outcome=outcome,
-        job_id=job_id,
+        job_id=None if flow else run_id,
+        workflow_id=run_id if flow else None,
         status=ended,
         reason=reason,
     )
 
 
 def _fire(row: tuple[Any, ...]) -> Fire:
-    _, slot, fired_at, kind, outcome, job_id, state, missed, reason = row
+    _, slot, fired_at, kind, outcome, run_id, state, missed, reason, flow = row
     return Fire(
         scheduled_for=rfc3339(slot) or "",
         fired_at=rfc3339(fired_at) or "",
         kind=kind,
         outcome=outcome,
-        job_id=job_id,
-        status=state if job_id is not None else None,
+        job_id=None if flow else run_id,
+        workflow_id=run_id if flow else None,
+        status=state if run_id is not None else None,
         missed=missed,
         reason=reason,
     )

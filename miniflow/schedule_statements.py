@@ -16,15 +16,15 @@ DUE_BY_ID = f"SELECT {_DUE} FROM schedules WHERE id = ?1"
 DUE_IF_ALIVE = f"{DUE_BY_ID} AND fire_at IS NOT NULL AND next_slot <= ?2"
 NEXT_FIRE = "SELECT min(fire_at) FROM schedules INDEXED BY schedules_due WHERE fire_at IS NOT NULL"
 
-# A fire: [schedule_id, slot, kind, outcome, open, job_id, missed, reason]. No row answered: this slot has been decided upon. One
-# that was missed, or (?3 = 1: a person asks for it) came to nothing, may still run.
+# A fire: [schedule_id, slot, kind, outcome, open, job_id, missed, reason, 1: that is the id of a workflow]. No row answered: this
+# slot has been decided upon. One that was missed, or (?3 = 1: a person asks for it) came to nothing, may still run.
 INSERT_FIRES = """
-INSERT INTO fires (schedule_id, slot, kind, outcome, open, job_id, missed, reason, fired_at)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, ?2
+INSERT INTO fires (schedule_id, slot, kind, outcome, open, job_id, missed, reason, workflow, fired_at)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, ?2
 FROM json_each(?1) WHERE true
 ON CONFLICT (schedule_id, slot) WHERE kind <> 'manual' DO UPDATE SET
   kind = excluded.kind, outcome = excluded.outcome, open = excluded.open, job_id = excluded.job_id, missed = NULL,
-  reason = excluded.reason, fired_at = excluded.fired_at, ended = NULL
+  reason = excluded.reason, workflow = excluded.workflow, fired_at = excluded.fired_at, ended = NULL
 WHERE excluded.outcome <> 'missed' AND (fires.outcome = 'missed' OR (?3 = 1 AND fires.outcome IN ('skipped', 'refused')))
 RETURNING schedule_id, slot
 """
@@ -46,7 +46,11 @@ DELETE FROM fires WHERE schedule_id = ?1 AND open = 0 AND id <= (
 # ------------------------------------------------------------------------------------------------------------------ overlaps
 
 OPEN_FIRES = "SELECT schedule_id, job_id FROM fires INDEXED BY fires_open WHERE open = 1"
-STATES_OF_JOBS = "SELECT j.id, j.state FROM json_each(?1) i CROSS JOIN jobs j ON j.id = i.value"
+# Of jobs and of workflows.
+STATES_OF_RUNS = """
+SELECT j.id, j.state FROM json_each(?1) i CROSS JOIN jobs j ON j.id = i.value
+UNION ALL SELECT w.id, w.state FROM json_each(?1) i CROSS JOIN workflows w ON w.id = i.value
+"""
 # An end: [job_id, state]
 CLOSE_FIRES = """
 UPDATE fires SET open = 0, ended = e.value ->> 1 FROM json_each(?1) e WHERE fires.job_id = e.value ->> 0 AND fires.open = 1
@@ -63,7 +67,7 @@ JOIN schedules s ON s.id = f.schedule_id AND s.paused_at IS NULL AND s.missing_s
 WHERE f.schedule_id = ?1 AND f.open = 1 AND f.outcome = 'waiting' ORDER BY f.slot LIMIT 1
 """
 START_WAITING = """
-UPDATE fires SET outcome = 'fired', job_id = ?2, fired_at = ?3 WHERE id = ?1 AND outcome = 'waiting'
+UPDATE fires SET outcome = 'fired', job_id = ?2, fired_at = ?3, workflow = ?4 WHERE id = ?1 AND outcome = 'waiting'
 """
 DROP_WAITING = "UPDATE fires SET outcome = ?2, open = 0, reason = ?3 WHERE id = ?1 AND outcome = 'waiting'"
 DROP_ALL_WAITING = """
@@ -109,23 +113,26 @@ _STATUS = """CASE WHEN missing_since IS NOT NULL THEN 'missing' WHEN paused_at I
   WHEN next_slot IS NULL THEN 'finished' WHEN ?1 = 1 THEN 'waiting_for_clock' ELSE 'active' END"""
 # The newest fire that was a run, as JSON; what is open; all of it through indexes.
 SHOWN = f"""name, definition, source, origin, {_STATUS}, next_slot, fire_at, paused_at, paused_reason, missing_since, failures,
-  (SELECT json_array(f.slot, f.fired_at, f.kind, f.outcome, f.job_id, f.ended, f.reason)
+  (SELECT json_array(f.slot, f.fired_at, f.kind, f.outcome, f.job_id, f.ended, f.reason, f.workflow)
    FROM fires f INDEXED BY fires_of_schedule WHERE f.schedule_id = schedules.id ORDER BY f.id DESC LIMIT 1),
   (SELECT json_array(count(job_id), count(*) - count(job_id)) FROM fires f INDEXED BY fires_open
    WHERE f.schedule_id = schedules.id AND f.open = 1),
   created_at, updated_at"""
 SHOWN_BY_NAME = f"SELECT {SHOWN} FROM schedules WHERE name = ?2"
-# ?3 JSON array of statuses or NULL, ?4 a task or NULL: they only pick among rows that are read in the order of names.
+# ?3 JSON array of statuses or NULL, ?4 a task or NULL, ?6 a workflow or NULL: they only pick among rows that are read in the
+# order of names.
 SHOWN_AFTER = f"""
 SELECT {SHOWN} FROM schedules
 WHERE name > ?2 AND (?3 IS NULL OR {_STATUS} IN (SELECT value FROM json_each(?3))) AND (?4 IS NULL OR task = ?4)
+  AND (?6 IS NULL OR definition ->> 'workflow' = ?6)
 ORDER BY name LIMIT ?5
 """
 COUNT_BY_STATUS = f"SELECT {_STATUS}, count(*) FROM schedules GROUP BY 1"
 
 FIRES_BEFORE = """
-SELECT f.id, f.slot, f.fired_at, f.kind, f.outcome, f.job_id, coalesce(j.state, f.ended), f.missed, f.reason
+SELECT f.id, f.slot, f.fired_at, f.kind, f.outcome, f.job_id, coalesce(j.state, w.state, f.ended), f.missed, f.reason, f.workflow
 FROM fires f INDEXED BY fires_of_schedule LEFT JOIN jobs j ON j.id = f.job_id
+LEFT JOIN workflows w ON f.workflow AND w.id = f.job_id
 WHERE f.schedule_id = (SELECT id FROM schedules WHERE name = ?1) AND f.id < ?2 ORDER BY f.id DESC LIMIT ?3
 """
 # Of the slots in ?2 (JSON array) those that have run, or will without being asked to.

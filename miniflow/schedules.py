@@ -17,6 +17,7 @@ from miniflow.clock import to_ms
 from miniflow.contract import (
     API,
     OF_JOBS,
+    OF_WORKFLOWS,
     Declared,
     Definition,
     changed,
@@ -28,10 +29,12 @@ from miniflow.contract import (
     to_text,
 )
 from miniflow.errors import InvalidRequest, MiniFlowError, NotFound, ScheduleExists, ScheduleRefused, ShuttingDown
-from miniflow.firing import Due, Firing, Plan, Planned, following
+from miniflow.firing import Due, Firing, NewRun, Plan, Planned, following
 from miniflow.intake import Intake, Submission
 from miniflow.model import NewJob
 from miniflow.timetable import slots
+from miniflow.workflow_graph import WorkflowSubmission
+from miniflow.workflow_intake import Slot, WorkflowIntake
 from miniflow.writer import Transaction, json_text
 
 log = logging.getLogger("miniflow.schedules")
@@ -64,14 +67,23 @@ class Backfilled(msgspec.Struct):
 
 
 class Schedules:
-    def __init__(self, firing: Firing, intake: Intake, *, timezone: str, max_schedules: int, max_batch: int) -> None:
-        self.firing, self._intake = firing, intake
+    def __init__(
+        self,
+        firing: Firing,
+        make_run: Callable[[str, Definition, int], NewRun],
+        *,
+        timezone: str,
+        max_schedules: int,
+        max_batch: int,
+    ) -> None:
+        self.firing, self._make_run = firing, make_run
         self.timezone, self._max_schedules, self._max_batch = timezone, max_schedules, max_batch
 
     def checked(self, given: Definition) -> Definition:
-        """``given`` with nothing left open, its task and payload held against each other. Raises as a submit does."""
+        """``given`` with nothing left open, its task and payload, or its workflow and input, held against each other. Raises as
+        a submit does."""
         definition = resolved(given, self.timezone)
-        job_of(self._intake, "", definition, 0)
+        self._make_run("", definition, 0)
         return definition
 
     # --------------------------------------------------------------------------------------------------------------- verbs
@@ -97,7 +109,9 @@ class Schedules:
         slot, fire_at = following(timetable_of(new.definition), new.definition, new.name, tx.now_ms)
         text = to_text(new.definition)
         origin = new.origin or None
-        tx.run(sql.INSERT_SCHEDULE, new.name, new.definition.task, text, new.source, origin, tx.now_ms, slot, fire_at)
+        tx.run(
+            sql.INSERT_SCHEDULE, new.name, new.definition.task or "", text, new.source, origin, tx.now_ms, slot, fire_at
+        )
         self.firing.look(tx)
 
     def change(self, name: str, changes: Mapping[str, Any]) -> Callable[[Transaction], None]:
@@ -124,7 +138,7 @@ class Schedules:
             cursor = max(cursor, tx.now_ms)
         slot, fire_at = following(timetable_of(definition), definition, row.name, cursor)
         text = to_text(definition)
-        tx.run(sql.CHANGE_SCHEDULE, row.id, definition.task, text, origin, tx.now_ms, cursor, slot, fire_at)
+        tx.run(sql.CHANGE_SCHEDULE, row.id, definition.task or "", text, origin, tx.now_ms, cursor, slot, fire_at)
         if row.missing_since is not None:
             self.firing.runs.wake(row.id)
         self.firing.look(tx)
@@ -153,22 +167,23 @@ class Schedules:
 
         return verb
 
-    def run_now(self, name: str) -> Callable[[Transaction], str]:
-        """A run beside the timetable, whatever else runs; the id of its job."""
+    def run_now(self, name: str) -> Callable[[Transaction], NewRun]:
+        """A run beside the timetable, whatever else runs; its job, or its workflow."""
 
-        def verb(tx: Transaction) -> str:
+        def verb(tx: Transaction) -> NewRun:
             self._check_accepting()
             row = _find(tx, name)
-            job = job_of(self._intake, row.name, from_text(row.definition), tx.now_ms)
-            refusal = self.firing.refusal(tx, job)
+            run = self._make_run(row.name, from_text(row.definition), tx.now_ms)
+            due = Due(row.id, row.name, row.definition, row.cursor, row.next_slot)
+            planned = Planned(due, tx.now_ms, "manual", "fired", run)
+            refusal = self.firing.refusal(tx, planned)
             if refusal is not None:
                 raise refusal
-            due = Due(row.id, row.name, row.definition, row.cursor, row.next_slot)
             plan = Plan()
-            plan.fires.append(Planned(due, tx.now_ms, "manual", "fired", job))
-            self.firing.runs.add(row.id, job.id)
+            plan.fires.append(planned)
+            self.firing.runs.add(row.id, run.id)
             self.firing.write(tx, plan)
-            return job.id
+            return run
 
         return verb
 
@@ -275,6 +290,19 @@ def _find(tx: Transaction, name: str) -> Row:
     if not rows:
         raise NotFound("schedule", name)
     return Row(*rows[0])
+
+
+def run_of(intake: Intake, flows: WorkflowIntake, name: str, definition: Definition, slot: int) -> NewRun:
+    """The job, or the workflow, for a slot. It knows its schedule and its slot. Raises as a submit does."""
+    if definition.workflow is None:
+        return job_of(intake, name, definition, slot)
+    given: dict[str, Any] = {field: getattr(definition, field) for field in OF_WORKFLOWS}
+    wanted = WorkflowSubmission(definition=definition.workflow, input=definition.input, **given)
+    try:
+        return flows.workflow(wanted, slot=Slot(name, slot))
+    except InvalidRequest as exc:
+        field = "workflow" if exc.field == "definition" else exc.field
+        raise InvalidRequest(field, exc.reason) from None
 
 
 def job_of(intake: Intake, name: str, definition: Definition, slot: int) -> NewJob:

@@ -76,6 +76,8 @@ class Workflow(Answer):
     name: str = ""
     definition: str | None = None
     version: int | None = None
+    schedule: str | None = None
+    scheduled_for: dt.datetime | None = None
     status: str = ""
     current_step: int = 0
     total_steps: int = 0

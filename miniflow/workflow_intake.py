@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from miniflow import limits, references
+from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest
 from miniflow.ids import uuid7
 from miniflow.intake import Intake, Submission
@@ -56,6 +57,13 @@ class NewWorkflow(NamedTuple):
     fingerprint: str | None = None
 
 
+class Slot(NamedTuple):
+    """For what a schedule starts a workflow: its name, and the time that it means, in milliseconds since the epoch."""
+
+    schedule: str
+    at: int
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -74,6 +82,7 @@ class WorkflowIntake:
         of: Kept | None = None,
         kept: Mapping[str, Any] | None = None,
         rerun_of: str | None = None,
+        slot: Slot | None = None,
     ) -> NewWorkflow:
         """What ``s`` asks for. ``of`` is the definition, where it is not the newest of its name. Of a rerun, ``kept`` are the
         outputs of the steps that are not to run again.
@@ -89,7 +98,7 @@ class WorkflowIntake:
         if name is None:
             raise InvalidRequest("name", "is missing")
         given = with_defaults(definition.inputs, _decode(s.input))
-        known = Known(given, {"id": new_id, "name": name}, kept)
+        known = Known(given, about(new_id, name, *(slot or (None, None))), kept)
         graph = _Graph.of(definition)
         made = [self._step(graph, n, known, request_id) for n in graph.order if graph.names[n] not in kept]
         self._check_ends(graph, known)
@@ -113,6 +122,7 @@ class WorkflowIntake:
             int(definition.undoes),
             None if of is None else of.name,
             None if of is None else of.version,
+            *(slot or (None, None)),
         ]
         return NewWorkflow(
             new_id,
@@ -130,7 +140,7 @@ class WorkflowIntake:
 
     def check(self, name: str, definition: Definition) -> None:
         """Whether a definition could be run, whatever its input: raises as ``workflow`` does."""
-        known = Known(Later(definition.inputs), {"id": "", "name": name}, {})
+        known = Known(Later(definition.inputs), about("", name, None, None), {})
         graph = _Graph.of(definition)
         for n in graph.order:
             self._step(graph, n, known, None)
@@ -268,6 +278,11 @@ def stand_in(task: str, model: NewJob, step: Step, request_id: str | None) -> Ne
     row = [new_id, task, model.queue, model.priority, State.PENDING, "{}", 0, None, None, 0, None, request_id]
     row += [None, _json(step.tags), _json(step.meta), step.description]
     return NewJob(new_id, task, model.queue, model.priority, State.PENDING, None, None, row)
+
+
+def about(workflow: str, name: str, schedule: str | None, scheduled_for: int | None) -> dict[str, Any]:
+    """What ``${workflow…}`` leads to: of one that a schedule started also that, and the time it is for."""
+    return {"id": workflow, "name": name, "schedule": schedule, "scheduled_for": rfc3339(scheduled_for)}
 
 
 class Later(NamedTuple):

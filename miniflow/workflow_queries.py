@@ -18,7 +18,7 @@ from miniflow.references import BadReference, Known
 from miniflow.states import State
 from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import Definition, Step, decode_definition, names_of
-from miniflow.workflow_intake import NewWorkflow
+from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.workflows import COMPLETED, RUNNING, STATES, WORKFLOWS
 from miniflow.writer import Writer
 
@@ -99,6 +99,8 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str
     definition: str | None = None
     version: int | None = None
+    schedule: str | None = None
+    scheduled_for: str | None = None
     status: str
     current_step: int
     total_steps: int
@@ -161,7 +163,7 @@ class WorkflowQueries:
         steps = _decode(row[8]) if row[8] else {}
         for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
             steps[name] = None if result is None else _decode(result)
-        known = Known(_decode(row[7]), {"id": row[1], "name": row[2]}, steps)
+        known = Known(_decode(row[7]), about(row[1], row[2], row[24], row[25]), steps)
         return msgspec.Raw(msgspec.json.encode(references.fill(_decode(wanted), known)))
 
     def _add_items(self, found: Workflow, number: int) -> None:
@@ -245,13 +247,15 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
     (
         _number, workflow_id, name, state, total, _open, done, given, _kept, error, timeout_ms, deadline_at, created_at,
         updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, of_definition, of_version,
-        undoing_at, changed,
+        schedule, scheduled_for, undoing_at, changed,
     ) = row  # fmt: skip
     return Workflow(
         id=workflow_id,
         name=name,
         definition=of_definition,
         version=of_version,
+        schedule=schedule,
+        scheduled_for=rfc3339(scheduled_for),
         status=state,
         current_step=done,
         total_steps=total,
@@ -283,6 +287,8 @@ def workflow_of_new(new: NewWorkflow, now_ms: int) -> Workflow:
         name=new.name,
         definition=new.row[15],
         version=new.row[16],
+        schedule=new.row[17],
+        scheduled_for=rfc3339(new.row[18]),
         status=RUNNING,
         current_step=new.row[13],
         total_steps=new.row[2],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 # A workflow: [id, name, total_steps, definition, input, kept, timeout_ms, idempotency_key, fingerprint, request_id, rerun_of,
 #              description, meta, steps that are kept, 1 if there is something to undo,
-#              the definition that it is of, and its version]
+#              the definition that it is of, and its version, the schedule that started it, and the time that it is for]
 INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
-                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version, created_at, updated_at, changed)
+                       idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version,
+                       schedule, scheduled_for, created_at, updated_at, changed)
 SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value ->> 13), value ->> 13, value ->> 3, value ->> 4,
        value ->> 5, value ->> 6, ?2 + (value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-       value ->> 14, value ->> 15, value ->> 16, ?2, ?2, ?3
+       value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, ?2, ?2, ?3
 FROM json_each(?1)
 """
 
@@ -64,7 +65,7 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
 # The fields of expansion.Turn, in order.
 TO_PREPARE = """
 SELECT s.job, p.id, s.name, s.idx, s.kind, s.items, iif(s.kind IS NULL, NULL, w.definition -> concat('$.steps[', s.idx, ']')),
-  s.template, s.condition, w.id, w.name, w.request_id, w.input, w.kept, iif(s.items IS NOT NULL, NULL, (
+  s.template, s.condition, w.id, w.name, w.schedule, w.scheduled_for, w.request_id, w.input, w.kept, iif(s.items IS NOT NULL, NULL, (
   SELECT json_group_object(o.name, json(coalesce(r.result, 'null')))
   FROM json_each(s.refs) x CROSS JOIN steps o INDEXED BY steps_of_workflow ON o.workflow = s.workflow AND o.idx = x.value AND o.role = 'step'
   CROSS JOIN jobs r ON r.seq = o.job))
@@ -141,7 +142,8 @@ NEXT_DEADLINE = "SELECT min(deadline_at) FROM workflows INDEXED BY workflows_due
 # --------------------------------------------------------------------------------------------------------------- reading
 
 WORKFLOW = """number, id, name, state, total_steps, open, done, input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
-  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, of_definition, of_version, undoing_at, changed"""
+  completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, of_definition, of_version,
+  schedule, scheduled_for, undoing_at, changed"""
 
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """

@@ -34,7 +34,7 @@ from miniflow.model import Accepted
 from miniflow.operations import Operation
 from miniflow.references import BadReference, Known
 from miniflow.states import State
-from miniflow.workflow_intake import NewWorkflow
+from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.writer import Transaction, Writer, json_text
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ class Workflows:
                 whole.append(seq)
                 continue
             steps = {**(_decode(turn.kept) if turn.kept else {}), **_decode(turn.outputs or "{}")}
-            known = Known(_decode(turn.input), {"id": turn.workflow, "name": turn.workflow_name}, steps)
+            said = about(turn.workflow, turn.workflow_name, turn.schedule, turn.scheduled_for)
+            known = Known(_decode(turn.input), said, steps)
             try:
                 if condition is not None and not references.holds(references.parse_condition(condition), known):
                     skipped.append(seq)

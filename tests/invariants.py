@@ -118,7 +118,15 @@ def _schedules(look: Snapshot, *, deleted: bool) -> None:
     if not deleted:
         look.none(
             "fired, and its job is not there",
-            f"SELECT {fire} FROM fires f LEFT JOIN jobs j ON j.id = f.job_id WHERE f.job_id IS NOT NULL AND j.id IS NULL",
+            f"SELECT {fire} FROM fires f LEFT JOIN jobs j ON j.id = f.job_id "
+            "LEFT JOIN workflows w ON f.workflow AND w.id = f.job_id "
+            "WHERE f.job_id IS NOT NULL AND j.id IS NULL AND w.id IS NULL",
+        )
+        look.none(
+            "a workflow that a schedule started, and no fire that says so",
+            "SELECT w.id FROM workflows w JOIN schedules s ON s.name = w.schedule AND s.created_at <= w.created_at "
+            "WHERE w.rerun_of IS NULL AND (SELECT count(*) FROM fires WHERE schedule_id = s.id) < 1000 AND NOT EXISTS "
+            "(SELECT 1 FROM fires WHERE workflow AND job_id = w.id AND schedule_id = s.id AND slot = w.scheduled_for)",
         )
     look.none(
         "a job says another schedule or time than its fire",

@@ -37,7 +37,7 @@ COLUMNS = (
     Column("WHEN", least=20),
     Column("NEXT", right=True),
     Column("LAST", least=10, rank=2),
-    Column("TASK", least=10, rank=1),
+    Column("RUNS", least=10, rank=1),
     Column("RULES", least=16, rank=3),
 )
 
@@ -50,7 +50,7 @@ def schedule_list(found: Sequence[Schedule], width: int | None, at: dt.datetime)
             one.sentence,
             ago(one.next_run, at),
             last_in_words(one.last_run, at),
-            plain(one.task),
+            plain(one.task or f"workflow {one.workflow}"),
             _in_short(one),
         )
         for one in found
@@ -81,7 +81,7 @@ def _in_short(one: Contract) -> str:
 
 def schedule_card(one: Schedule, width: int | None, at: dt.datetime) -> list[Text]:
     """Everything about a schedule, its rules in words."""
-    running = [count(one.running, "job")] if one.running else []
+    running = [count(one.running, "job" if one.task else "workflow")] if one.running else []
     waiting = [f"{count(one.waiting, 'run')} wait{'s' if one.waiting == 1 else ''}"] if one.waiting else []
     why = plain(one.paused_reason or "") or (f"since {local(one.missing_since)}" if one.missing_since else "")
     rows: list[tuple[str, str | Text]] = [
@@ -105,8 +105,10 @@ def contract_rows(one: Contract) -> list[tuple[str, str | Text]]:
     return [
         ("when", one.sentence),
         ("cron", f"{one.cron}  ({one.timezone})" if one.cron else ""),
-        ("task", plain(one.task)),
+        ("task", plain(one.task or "")),
         ("payload", as_json(one.payload) if one.payload else ""),
+        ("workflow", plain(one.workflow or "")),
+        ("input", "" if one.input is None else as_json(one.input)),
         ("missed", _missed(one)),
         ("overlap", f"while one runs, {OVERLAP.get(one.overlap, one.overlap)} ({one.overlap})"),
         (
@@ -126,7 +128,7 @@ def contract_rows(one: Contract) -> list[tuple[str, str | Text]]:
             else "never pauses it",
         ),
         ("jitter", f"up to {span(one.jitter)}" if one.jitter else ""),
-        ("jobs", _of_jobs(one)),
+        ("jobs" if one.task else "runs", _of_jobs(one)),
         ("about", plain(one.description or "")),
     ]
 
@@ -166,7 +168,7 @@ FIRE_COLUMNS = (
     Column("KIND", rank=2),
     Column("OUTCOME"),
     Column("STATE"),
-    Column("JOB", rank=1),
+    Column("RUN", rank=1),
     Column("WHY", least=12),
 )
 
@@ -179,7 +181,7 @@ def fire_list(fires: Iterable[Fire], width: int | None) -> list[Text]:
             one.kind,
             Text(one.outcome, OUTCOME_STYLES.get(one.outcome, "")),
             state(one.status or ""),
-            one.job_id or "",
+            one.job_id or one.workflow_id or "",
             _why(one),
         )
         for one in fires

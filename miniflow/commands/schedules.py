@@ -9,13 +9,14 @@ from typing import Any
 
 import rich_click as click
 
+from miniflow.answers import Job
 from miniflow.commands import completing, exits, words
 from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
 from miniflow.commands.schedule_views import contract_rows, fire_list, run_list, schedule_card, schedule_list
 from miniflow.commands.session import Session, remote, working
 from miniflow.commands.tables import pairs
-from miniflow.commands.values import duration, pairs_of, payload_of, priority_of
+from miniflow.commands.values import duration, json_of, pairs_of, payload_of, priority_of
 from miniflow.commands.words import count
 from miniflow.contract import Definition
 from miniflow.schedule_answers import Backfilled, Schedule
@@ -23,7 +24,7 @@ from miniflow.schedule_answers import Backfilled, Schedule
 Options = Callable[[Any], Any]
 
 NAME = click.argument("name", metavar="NAME", shell_complete=completing.schedules)
-CHANGEABLE = tuple(name for name in Definition.__struct_fields__ if name not in ("task", "payload"))
+CHANGEABLE = tuple(name for name in Definition.__struct_fields__ if name not in ("task", "payload", "workflow"))
 
 
 def time_text(text: str) -> str:
@@ -39,6 +40,8 @@ def _choice(name: str, *words_: str, text: str) -> Options:
 
 
 DEFINING: tuple[Options, ...] = (
+    click.option("--workflow", metavar="NAME", help="a workflow that is kept under this name, in place of a task"),
+    click.option("--input", metavar="JSON", help="what that workflow is given"),
     click.option("--cron", metavar="TEXT", help="five fields, six with the second first, or @daily and its like"),
     click.option("--every", type=duration, metavar="TIME", help="an interval: 30 (seconds), 5m, 2h, 1d"),
     click.option("--anchor", type=time_text, metavar="TIME", help="from when intervals are counted"),
@@ -75,6 +78,7 @@ def defining(command: Any) -> Any:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """What was said of the schedule."""
+    options["input"] = json_of(options["input"], "--input")
     options["priority"] = priority_of(options["priority"])
     options["tags"] = list(options["tags"]) or None
     options["meta"] = pairs_of(options["meta"], "--meta") or None
@@ -88,7 +92,7 @@ HELP = {"command_groups": {"*": [{"name": "Commands", "commands": [*ORDER]}]}}
 @click.group(cls=Group)
 @click.rich_config(help_config=HELP)
 def schedule() -> None:
-    """Run tasks by the clock.
+    """Run tasks and workflows by the clock.
 
     A schedule is made here, over the API, in code (@schedule) or in miniflow.toml. Each says its rules: what becomes of runs
     that were missed, that overlap, or whose hour does not exist.
@@ -104,27 +108,34 @@ def schedule() -> None:
 
 @remote()
 @click.argument("name", metavar="NAME")
-@click.argument("task", shell_complete=completing.tasks)
+@click.argument("task", metavar="[TASK]", required=False, shell_complete=completing.tasks)
 @click.argument("payload", nargs=-1, metavar="[PAYLOAD]")
 @defining
 @click.option("-n", "--dry-run", is_flag=True, help="only say what it would be, and its next times")
-def create(session: Session, name: str, task: str, payload: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+def create(
+    session: Session, name: str, task: str | None, payload: tuple[str, ...], dry_run: bool, **options: Any
+) -> None:
     """Make a schedule.
 
-    One of --cron, --every and --at says when. PAYLOAD is what each job is given, as in `miniflow submit`.
+    It runs TASK, or with --workflow a workflow. One of --cron, --every and --at says when. PAYLOAD is what each job is given,
+    as in `miniflow submit`.
 
     \b
     Examples:
       miniflow schedule create nightly greet name=Ada --cron '0 2 * * *' --timezone Europe/Berlin
       miniflow schedule create often noop --every 5m --overlap queue_one
+      miniflow schedule create report --workflow report --input '{"rounds": 500}' --cron '0 6 * * mon-fri'
       miniflow schedule create once noop --at 2030-01-31T12:00 --timezone UTC
       miniflow schedule create weekdays noop --cron '0 9 * * mon-fri' --dry-run
     """
     given = _given(options)
+    if task is None and "workflow" not in given:
+        raise Complaint("say what to run: a TASK, or --workflow NAME")
+    value = payload_of(payload) if payload else None
     if not dry_run:
-        _show(session, session.client.schedules.create(name, task, payload_of(payload), **given))
+        _show(session, session.client.schedules.create(name, task, value, **given))
         return
-    found = session.client.schedules.preview(name, task, payload_of(payload), **given)
+    found = session.client.schedules.preview(name, task, value, **given)
     if session.json:
         session.document(found)
         return
@@ -210,11 +221,13 @@ def run(session: Session, name: str, quiet: bool) -> None:
       miniflow schedule run nightly
       miniflow logs -f $(miniflow schedule run nightly --quiet)
     """
-    job = session.client.schedules.run(name)
+    made = session.client.schedules.run(name)
     if session.json:
-        session.document(job)
+        session.document(made)
+    elif quiet:
+        session.line(made.id)
     else:
-        session.line(job.id if quiet else f"{job.id}  {job.status} in {job.queue}")
+        session.line(f"{made.id}  {made.status}" + (f" in {made.queue}" if isinstance(made, Job) else ""))
 
 
 @remote(exits.NOT_FOUND)
@@ -298,9 +311,12 @@ def _report(session: Session, found: Backfilled) -> None:
 @remote()
 @click.option("--status", metavar="WORD", help="active, paused, missing, finished; several separated by commas")
 @click.option("--task", metavar="NAME", shell_complete=completing.tasks, help="schedules of this task")
+@click.option("--workflow", metavar="NAME", help="schedules of this workflow")
 @click.option("--limit", type=click.IntRange(1), default=100, metavar="N", help="at most so many [default: 100]")
 @click.option("--quiet", is_flag=True, help="print only the names")
-def list_(session: Session, status: str | None, task: str | None, limit: int, quiet: bool) -> None:
+def list_(
+    session: Session, status: str | None, task: str | None, workflow: str | None, limit: int, quiet: bool
+) -> None:
     """List schedules, by name.
 
     With --json one schedule a line, with all of its rules.
@@ -312,14 +328,16 @@ def list_(session: Session, status: str | None, task: str | None, limit: int, qu
     """
     schedules = session.client.schedules
     if session.json or quiet:
-        for one in schedules.list(status=status, task=task, limit=limit):
+        for one in schedules.list(status=status, task=task, workflow=workflow, limit=limit):
             if session.json:
                 session.document(one)
             else:
                 click.echo(one.name)
         return
-    page = schedules.page(status=status, task=task, limit=min(limit, 500))
-    found = [*schedules.list(status=status, task=task, limit=limit)] if limit > 500 else [*page.items]
+    page = schedules.page(status=status, task=task, workflow=workflow, limit=min(limit, 500))
+    found = (
+        [*schedules.list(status=status, task=task, workflow=workflow, limit=limit)] if limit > 500 else [*page.items]
+    )
     if page.waits:
         session.note(page.waits)
     if found:

@@ -131,3 +131,13 @@ def retry_of(text: str | None) -> Any:
 def priority_of(text: str | None) -> Any:
     """A number, or a word that the server knows."""
     return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else text
+
+
+def json_of(text: str | None, option: str) -> Any:
+    """The value of an option that is JSON; None where it is not given."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        raise Complaint(f"{option}: not JSON: {exc}") from None

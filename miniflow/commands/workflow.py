@@ -17,7 +17,7 @@ from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
 from miniflow.commands.session import LAST, Session, remote
 from miniflow.commands.tables import Column, fitting, pairs, table
-from miniflow.commands.values import read_text
+from miniflow.commands.values import json_of, read_text
 from miniflow.commands.workflow_views import status_of, summary, tree
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def start(
         if version is not None:
             raise Complaint(f"--version is of a definition that is kept, and {what} is a file")
     if given is not None:
-        wanted["input"] = _json(given, "--input")
+        wanted["input"] = json_of(given, "--input")
     if idempotency_key is not None:
         wanted["idempotency_key"] = idempotency_key
     workflows = session.client.workflows
@@ -160,17 +160,10 @@ def _definition(file: str) -> dict[str, Any]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    found = _json(text, where)
+    found = json_of(text, where)
     if not isinstance(found, dict):
         raise Complaint(f"{where}: not a JSON object; it looks like {EXAMPLE}")
     return found
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as exc:
-        raise Complaint(f"{where}: not JSON: {exc}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- looking
@@ -330,7 +323,7 @@ def rerun(
       miniflow workflow rerun last
       miniflow workflow rerun last --from report --input '{"day": "tuesday"}' --wait
     """
-    changed = {} if given is None else {"input": _json(given, "--input")}
+    changed = {} if given is None else {"input": json_of(given, "--input")}
     started = session.client.workflows.rerun(_id(session, workflow_id), from_step, **changed)
     _started(session, started, wait=wait, quiet=quiet)
 

@@ -129,6 +129,12 @@ def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
             "definition",
             f"{words.plain(workflow.definition)}, version {workflow.version}" if workflow.definition else "",
         ),
+        (
+            "schedule",
+            f"{words.plain(workflow.schedule or '')}, for {words.local(workflow.scheduled_for)}"
+            if workflow.scheduled_for
+            else "",
+        ),
         ("output", "" if workflow.output is None else words.as_json(workflow.output)),
         ("input", "" if workflow.input is None else words.as_json(workflow.input)),
     ]

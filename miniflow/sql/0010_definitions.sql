@@ -12,3 +12,8 @@ CREATE TABLE workflow_definitions (
 
 ALTER TABLE workflows ADD COLUMN of_definition TEXT;             -- the name and version that a run was started from; NULL: from none
 ALTER TABLE workflows ADD COLUMN of_version INTEGER;
+
+-- A schedule may start one: what it ran for stands in the run, and the fire has the id of that in place of a job's.
+ALTER TABLE workflows ADD COLUMN schedule TEXT;
+ALTER TABLE workflows ADD COLUMN scheduled_for INTEGER;
+ALTER TABLE fires ADD COLUMN workflow INTEGER NOT NULL DEFAULT 0 CHECK (workflow IN (0, 1)); -- 1: job_id is the id of a workflow

@@ -11,6 +11,7 @@ from miniflow.web import schedules
 from miniflow.web.describing import one, readable
 from miniflow.web.document import Answer, Body, Operation
 from miniflow.web.examples import AT, ID, NEW
+from miniflow.workflow_queries import Workflow
 
 TIME = {"format": "date-time"}
 NEXT = "2026-02-01T01:00:00.000Z"
@@ -21,6 +22,7 @@ Runs = TypedDict("Runs", {"items": list[Run]})
 
 CONTRACT: dict[str, Any] = {
     "name": "nightly", "sentence": "At 02:00 every day, Europe/Berlin time", "task": "greet", "payload": {"name": "Ada"},
+    "workflow": None, "input": None,
     "cron": "0 2 * * *", "every": None, "anchor": None, "at": None, "timezone": "Europe/Berlin", "on_gap": "run_after",
     "on_overlap": "first", "catchup": "latest", "catchup_window": 31_622_400.0, "catchup_max": 100, "overlap": "skip",
     "pause_after_failures": 5, "jitter": 0.0, "queue": None, "priority": None, "timeout": None, "max_retries": None,
@@ -40,6 +42,7 @@ NEW_ONES: dict[str, Any] = {
         "pause_after_failures": 5,
     },
     "an interval": {"name": "often", "task": "greet", "payload": {"name": "Ada"}, "every": 300, "overlap": "queue_one"},
+    "a workflow": {"name": "report", "workflow": "report", "input": {"rounds": 500}, "cron": "0 6 * * mon-fri"},
     "once": {"name": "new year", "task": "greet", "payload": {"name": "Ada"}, "at": "2100-01-01T00:00:00", "timezone": "UTC"},
 }  # fmt: skip
 SPAN = {"the count first": {"from": "2026-01-30T00:00:00", "to": "2026-01-31T00:00:00", "dry_run": True}}
@@ -62,6 +65,8 @@ FIELDS: dict[str, str | dict[str, Any]] = {
         for field, text in {
             "task": "The name of the task",
             "payload": "What each of its jobs is given",
+            "workflow": "A workflow that is kept under this name, in place of a task",
+            "input": "What each of its workflows is given",
             "cron": "Five fields, or six with the second first; or `@daily` and its like",
             "every": "Seconds from one time to the next, counted from `anchor`",
             "timezone": "Whose clocks `cron` means, such as `Europe/Berlin`; the setting `timezone` where it is left out",
@@ -110,7 +115,7 @@ OPERATIONS: dict[str, Operation] = {
     "POST /api/v1/schedules/{name}/resume": _verb("it goes on", SCHEDULE),
     "POST /api/v1/schedules/{name}/run": Operation(
         "schedules",
-        {201: Answer("the job", Job, {**NEW, "schedule": "nightly", "scheduled_for": AT}, ("Location",))},
+        {201: Answer("its run", (Job, Workflow), {**NEW, "schedule": "nightly", "scheduled_for": AT}, ("Location",))},
         refusals=(422, 429),
     ),
     "GET /api/v1/schedules/{name}/next": one("schedules", "the times to come", Runs, {"items": [RUN]}),

@@ -35,6 +35,7 @@ STARTS: dict[str, Any] = {
             {"name": "again", "task": "greet", "payload": {"name": "${steps.greet.0}"}},
         ],
     },
+    "a kept definition": {"definition": "report", "input": {"rounds": 500}},
     "undone if it fails": {
         "name": "trip",
         "steps": [

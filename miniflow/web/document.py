@@ -38,7 +38,8 @@ class Body(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One status. Without ``shape`` there is no JSON; ``texts`` are examples by media type of what else it can be."""
+    """One status. Without ``shape`` there is no JSON, a tuple of them is one or the other; ``texts`` are examples by media type
+    of what else it can be."""
 
     description: str
     shape: Any = None
@@ -234,7 +235,10 @@ def _components(api: Api) -> Json:
 def _schemas(api: Api) -> Json:
     shapes: list[Any] = [Problem, ClassicProblem]
     for said in api.operations.values():
-        shapes += [answer.shape for answer in said.answers.values() if answer.shape is not None]
+        for answer in said.answers.values():
+            shapes += (
+                answer.shape if isinstance(answer.shape, tuple) else [answer.shape] if answer.shape is not None else []
+            )
         shapes += [said.body.shape] if said.body is not None else []
     _, schemas = msgspec.json.schema_components(shapes, ref_template=SCHEMAS)
     omitting = {kind.__name__ for kind in (*api.omitting, Problem, ClassicProblem)}
@@ -398,5 +402,7 @@ def _headers(names: tuple[str, ...]) -> Json:
 
 
 def _schema(shape: Any) -> Json:
+    if isinstance(shape, tuple):
+        return {"anyOf": [_schema(one) for one in shape]}
     ((schema,), _) = msgspec.json.schema_components([shape], ref_template=SCHEMAS)
     return schema

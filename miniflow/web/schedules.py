@@ -20,6 +20,7 @@ from miniflow.schedule_queries import PAGE_MAX, Run, preview_of
 from miniflow.web.api import AnyRequest, respond
 from miniflow.web.backend import Backend
 from miniflow.web.problems import decoded
+from miniflow.workflow_intake import NewWorkflow
 
 RUNS_MAX = 1000
 """Times to come that are told at once."""
@@ -34,6 +35,7 @@ Status = Annotated[
     ),
 ]
 TaskName = Annotated[str | None, Parameter(description="only schedules of this task")]
+WorkflowName = Annotated[str | None, Parameter(description="only schedules of this kept workflow")]
 Many = Annotated[int, Parameter(ge=1, le=RUNS_MAX, description="how many times to come")]
 DryRun = Annotated[bool, Parameter(description="store nothing: say what it would mean")]
 After = Annotated[
@@ -45,8 +47,9 @@ After = Annotated[
 class NewSchedule(Definition, kw_only=True, forbid_unknown_fields=True):
     """A schedule to be: its name, and what it runs, when, and by which rules. Durations are seconds.
 
-    One of ``cron``, ``every`` and ``at`` says when; times without an offset are in ``timezone``. The fields from ``queue`` on are
-    for its jobs, as in a submit.
+    It runs a ``task`` or a ``workflow`` that is kept under a name. One of ``cron``, ``every`` and ``at`` says when; times without
+    an offset are in ``timezone``. The fields from ``queue`` on are for its jobs, as in a submit; of a workflow there are
+    ``timeout``, ``meta`` and ``description``.
     """
 
     name: Short
@@ -144,9 +147,11 @@ async def resume_schedule(name: str, backend: Backend) -> Response[bytes]:
 
 @post("/api/v1/schedules/{name:str}/run", summary="Run a schedule now", status_code=201)
 async def run_schedule(name: str, backend: Backend) -> Response[bytes]:
-    """A job now, beside the timetable, whatever else of it runs, and also if it is paused."""
-    job_id: str = await backend.verb(backend.schedules.run_now(name))
-    return respond(backend.queries.job(job_id), 201, {"location": f"/api/v1/jobs/{job_id}"})
+    """A job, or a workflow, now, beside the timetable, whatever else of it runs, and also if it is paused."""
+    run = await backend.verb(backend.schedules.run_now(name))
+    if isinstance(run, NewWorkflow):
+        return respond(backend.workflow_queries.workflow(run.id), 201, {"location": f"/api/v1/workflows/{run.id}"})
+    return respond(backend.queries.job(run.id), 201, {"location": f"/api/v1/jobs/{run.id}"})
 
 
 @post("/api/v1/schedules/{name:str}/backfill", summary="Run what was missed", status_code=200)
@@ -176,11 +181,17 @@ def _ms(when: dt.datetime, zone: str, field: str) -> int:
 
 @get("/api/v1/schedules", summary="List schedules")
 async def list_schedules(
-    backend: Backend, status: Status = None, task: TaskName = None, limit: Limit = 50, cursor: Cursor = None
+    backend: Backend,
+    status: Status = None,
+    task: TaskName = None,
+    workflow: WorkflowName = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response[bytes]:
     """By name, each with its contract, what came of its last time and when the next one is. ``waits`` is there while the
     machine's clock cannot be trusted, and says why no schedule fires."""
-    return respond(await backend.schedule_queries.page(status=status, task=task, limit=limit, cursor=cursor))
+    page = backend.schedule_queries.page(status=status, task=task, workflow=workflow, limit=limit, cursor=cursor)
+    return respond(await page)
 
 
 @get("/api/v1/schedules/{name:str}", summary="One schedule")
@@ -202,8 +213,8 @@ async def next_runs(name: str, backend: Backend, n: Many = 10, after: After = No
 
 @get("/api/v1/schedules/{name:str}/history", summary="What became of a schedule's times")
 async def schedule_history(name: str, backend: Backend, limit: Limit = 50, cursor: Cursor = None) -> Response[bytes]:
-    """Newest first, with the job of each: what ran, what waits for the run before it, what was skipped, missed or refused, and
-    why. The last 1,000 are kept."""
+    """Newest first, with the job or the workflow of each: what ran, what waits for the run before it, what was skipped, missed or
+    refused, and why. The last 1,000 are kept."""
     return respond(await backend.schedule_queries.history(name, limit=limit, cursor=cursor))
 
 

@@ -37,13 +37,20 @@ name = "first"
 task = "add"
 payload = { a = 1, b = 1 }
 """
+SCHEDULES = """
+[schedules.in_file]
+workflow = "nightly"
+input = { day = "monday" }
+cron = "0 2 * * *"
+"""
 PATH = "/api/v1/workflow-definitions"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    files = {"sample.py": TASKS, "nightly.toml": NIGHTLY}
-    with Server(tmp_path_factory.mktemp("server"), files, stop_grace=1.0, reload=True) as running:
+    files, folder = {"sample.py": TASKS, "nightly.toml": NIGHTLY}, tmp_path_factory.mktemp("server")
+    (folder / "miniflow.toml").write_text(SCHEDULES, "utf-8")
+    with Server(folder, files, stop_grace=1.0, reload=True) as running:
         yield running
         assert running.terminate() == 0, running.output()
         check_invariants(running.db, stopped=True)
@@ -68,9 +75,9 @@ def run(client: httpx.Client, definition: str, **fields: Any) -> Json:
     return end_of(client, answer.json())
 
 
-def miniflow(server: Server, *arguments: str, code: int = exits.DONE) -> Result:
+def miniflow(server: Server, *arguments: str, group: str = "workflow", code: int = exits.DONE) -> Result:
     settings = {"MINIFLOW_URL": server.url, "MINIFLOW_TOKEN": "", "NO_COLOR": "1"}
-    result = CliRunner().invoke(cli, ["workflow", *arguments], env=settings, catch_exceptions=False)
+    result = CliRunner().invoke(cli, [group, *arguments], env=settings, catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
 
@@ -144,6 +151,78 @@ def test_a_file_beside_the_tasks_is_started_by_its_name_and_a_change_is_taken_up
         lambda: client.get(f"{PATH}/nightly").json()["version"], 10, "the file to be read", until=lambda n: n == 2
     )
     assert run(client, "nightly")["output"] == {"sum": 3}
+
+
+# --------------------------------------------------------------------------------------------------------------- schedules
+
+
+def test_a_schedule_starts_a_workflow_and_says_which(client: httpx.Client) -> None:
+    put(client, "clocked", SUM[:1], inputs={"n": {}})
+    made = client.post(
+        "/api/v1/schedules", json={"name": "by clock", "workflow": "clocked", "input": {"n": 1}, "every": 3600}
+    )
+    assert made.status_code == 201, made.text
+    shown = made.json()
+    assert (shown["task"], shown["workflow"], shown["input"]) == (None, "clocked", {"n": 1})
+    ran = client.post("/api/v1/schedules/by clock/run")
+    assert ran.status_code == 201, ran.text
+    workflow = end_of(client, ran.json())
+    assert ran.headers["location"] == f"/api/v1/workflows/{workflow['id']}"
+    assert (workflow["status"], workflow["schedule"], workflow["definition"]) == ("completed", "by clock", "clocked")
+    (fire,) = client.get("/api/v1/schedules/by clock/history").json()["items"]
+    assert (fire["workflow_id"], fire["status"], fire["scheduled_for"]) == (
+        workflow["id"], "completed", workflow["scheduled_for"],
+    )  # fmt: skip
+    assert "job_id" not in fire
+    again = client.post(f"/api/v1/workflows/{workflow['id']}/rerun").json()
+    assert (again["schedule"], again["scheduled_for"]) == ("by clock", workflow["scheduled_for"])
+    last = wait_until(
+        lambda: client.get("/api/v1/schedules/by clock").json(), 10, "the end", until=lambda found: not found["running"]
+    )
+    assert (last["last_run"]["workflow_id"], last["last_run"]["status"]) == (workflow["id"], "completed")
+    found = client.get("/api/v1/schedules", params={"workflow": "clocked"}).json()["items"]
+    assert [one["name"] for one in found] == ["by clock"]
+    end_of(client, again)
+
+
+def test_a_schedule_of_what_cannot_be_is_refused(client: httpx.Client) -> None:
+    for given, field in (
+        ({"workflow": "nobody"}, "workflow"),
+        ({}, "task"),
+        ({"workflow": "nightly", "task": "add"}, "workflow"),
+        ({"workflow": "nightly", "queue": "x"}, "queue"),
+    ):
+        answer = client.post("/api/v1/schedules", json={"name": "x", "every": 60, **given})
+        assert_problem(answer, 422, field=field)
+
+
+def test_a_schedule_in_the_settings_file_starts_a_workflow_beside_the_tasks(client: httpx.Client) -> None:
+    found = client.get("/api/v1/schedules/in_file").json()
+    assert (found["workflow"], found["input"], found["status"]) == ("nightly", {"day": "monday"}, "active")
+
+
+def test_the_client_and_the_command_line_schedule_workflows(server: Server) -> None:
+    with Client(server.url) as flows:
+        flows.workflows.define("clocked-too", SUM[:1], inputs={"n": {}})
+        made = flows.schedules.create("sdk", workflow="clocked-too", input={"n": 1}, every=3600)
+        assert (made.workflow, made.input, made.task) == ("clocked-too", {"n": 1}, None)
+        run = flows.schedules.run(made)
+        assert isinstance(run, Workflow)
+        assert flows.workflows.wait(run, 10).schedule == "sdk"
+        assert [fire.workflow_id for fire in flows.schedules.history("sdk")] == [run.id]
+        assert [one.name for one in flows.schedules.list(workflow="clocked-too")] == ["sdk"]
+        assert flows.schedules.change("sdk", input={"n": 2}).input == {"n": 2}
+
+    said = miniflow(
+        server, "create", "cli", "--workflow", "clocked-too", "--input", '{"n": 3}', "--every", "1h", group="schedule"
+    )
+    assert "clocked-too" in said.output
+    assert "workflow clocked-too" in miniflow(server, "list", "--workflow", "clocked-too", group="schedule").output
+    workflow = miniflow(server, "run", "cli", "--quiet", group="schedule").output.strip()
+    assert "cli, for" in miniflow(server, "show", workflow).output
+    assert workflow in miniflow(server, "history", "cli", group="schedule").output
+    for wrong, says in ((("--every", "1h"), "say what to run"), (("--workflow", "x", "--input", "{"), "not JSON")):
+        assert says in miniflow(server, "create", "z", *wrong, group="schedule", code=exits.UNUSABLE).output
 
 
 # --------------------------------------------------------------------------------------------------------- from the client

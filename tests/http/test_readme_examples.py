@@ -29,7 +29,7 @@ A_PROGRAM = re.compile(r"^from miniflow import (Async)?Client\b", re.MULTILINE)
 A_TEST = re.compile(r"^def test_", re.MULTILINE)
 PYTHON = [block for block in blocks("python") if not A_PROGRAM.search(block) and not A_TEST.search(block)]
 PROGRAMS = [block for block in blocks("python") if A_PROGRAM.search(block)]
-FLOWS = [block for block in blocks("toml") if "[[steps]]" in block]
+FLOWS = dict(re.findall(r"say `tasks/(\w+\.toml)`:\n\n```toml\n(.+?)\n```$", README, re.MULTILINE | re.DOTALL))
 SQLITE = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sqlite3 ")]
 
 
@@ -77,8 +77,7 @@ def ids(answer: Any) -> list[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With the samples, and what the README writes."""
     tasks = {**dict(samples()), **{f"readme_{number}.py": text for number, text in enumerate(PYTHON)}}
-    tasks |= {f"readme_{number}.toml": text for number, text in enumerate(FLOWS)}
-    with Server(tmp_path_factory.mktemp("readme"), tasks) as running:
+    with Server(tmp_path_factory.mktemp("readme"), {**tasks, **FLOWS}) as running:
         yield running
 
 

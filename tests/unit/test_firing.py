@@ -459,7 +459,7 @@ def test_a_change_that_leaves_the_times_alone_keeps_what_was_missed(engines: Eng
 
 def test_run_now_runs_beside_the_timetable(engines: Engines, clock: FakeClock) -> None:
     engine, gate, _ = holding(engines, clock, "skip", minutes=0)
-    job_id = verb(engine, engine.schedules.run_now("s"))
+    job_id = verb(engine, engine.schedules.run_now("s")).id
     assert wait_for_state(engines.path, job_id, State.RUNNING)
     assert fires(engines.path, "s")[-1][:2] == ("manual", "fired")
     gate.open()
