@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from miniflow.errors import InvalidRequest, JobInterrupted
+from miniflow.errors import InvalidRequest, JobInterrupted, TransactionRefused
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LEVELS = {name: name for name in LEVELS}
@@ -40,6 +40,12 @@ def _beat_detached() -> None:
     pass
 
 
+def _no_transaction() -> Any:
+    raise TransactionRefused(
+        "only a job that runs in a thread of the server has a transaction: a def task with executor thread"
+    )
+
+
 def _never() -> JobInterrupted | None:
     return None
 
@@ -49,7 +55,7 @@ class JobContext:
 
     __slots__ = (
         "_beat", "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id",
-        "max_retries", "meta", "payload", "queue", "request_id", "schedule", "scheduled_for", "tags", "task",
+        "_transaction", "max_retries", "meta", "payload", "queue", "request_id", "schedule", "scheduled_for", "tags", "task",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +78,7 @@ class JobContext:
         scheduled_for: dt.datetime | None = None,
         deadline_ms: int | None = None,
         boot_ms: Callable[[], int] | None = None,
+        transaction: Callable[[], Any] = _no_transaction,
     ) -> None:
         """``payload`` is the raw JSON text; ``deadline_ms`` is on the clock ``boot_ms``, and means nothing without it."""
         self.job_id = job_id
@@ -91,6 +98,7 @@ class JobContext:
         self._beat = beat
         self._pending_interrupt = pending_interrupt
         self._boot_ms = boot_ms
+        self._transaction = transaction
 
     def __repr__(self) -> str:
         if not self.job_id:
@@ -122,6 +130,15 @@ class JobContext:
         """Say that the job is alive, and nothing else: for work that neither logs nor reports progress for longer than the
         job's ``heartbeat``. What a job logs, prints or reports says so too. It is cheap."""
         self._beat()
+
+    def transaction(self) -> Any:
+        """Write to tables of your own in MiniFlow's file, and have it committed with the end of this job: all, or nothing.
+
+        ``with ctx.transaction() as db: db.execute("INSERT …", (…,))``. Return soon after the block: nobody else writes until
+        then, and after ``transaction_limit`` seconds all of it is undone and the job fails. TransactionRefused for a job that
+        does not run in a thread of the server, and for statements that are not allowed.
+        """
+        return self._transaction()
 
     @property
     def cancelled(self) -> bool:

@@ -106,6 +106,7 @@ class Engine:
             max_result_bytes=settings.max_result_bytes,
             max_log_bytes=settings.max_log_bytes,
             grace_ms=round(settings.stop_grace * 1000),
+            transaction_limit_s=settings.transaction_limit,
         )
         self.huey.attach(services, self.intake, self.database.path, self.registry)
         self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix)
@@ -218,6 +219,7 @@ class Engine:
 
     def close(self) -> int:
         """Return what still runs to the queue, write what is left to write, give the file back. Returns how many came back."""
+        self.services.transactions.close()
         late = [attempt for attempt in self.running.all() if attempt.finish()]
         if late:
             self._if_disk_allows(self.jobs.return_running(late))

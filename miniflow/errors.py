@@ -169,6 +169,10 @@ class StoreClosed(StoreError):
     """The writer or the readers have stopped: the process is on its way out."""
 
 
+class TransactionRefused(MiniFlowError):
+    """A job's transaction that was not begun, was undone, or was to do what is not allowed: its text says which."""
+
+
 class SecondLibrary(StoreError):
     """Something tried to open a live database file around apsw, which destroys it (see ``guard.py``)."""
 

@@ -27,6 +27,7 @@ from miniflow.errors import (
     JobStalled,
     JobTimeout,
     LimitExceeded,
+    MiniFlowError,
     NonRetryable,
     RetryAfter,
     StoreClosed,
@@ -44,6 +45,7 @@ from miniflow.notices import Notices
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
 from miniflow.states import State
+from miniflow.transactions import Lent, Transactions
 from miniflow.writer import Transaction
 
 log = logging.getLogger("miniflow.worker")
@@ -65,10 +67,12 @@ class Services:
         max_result_bytes: int,
         max_log_bytes: int,
         grace_ms: int,
+        transaction_limit_s: float,
     ) -> None:
         """``begin`` makes an attempt of a claimed row, for a worker of that id."""
         self.jobs, self.clock, self.begin, self.grace_ms = jobs, clock, begin, grace_ms
         self.max_result_bytes = max_result_bytes
+        self.transactions = Transactions(jobs.writer, transaction_limit_s)
         self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
         self.elsewhere: dict[str, Callable[[Job], RemoteResult]] = {}  # executors that run jobs in other processes
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
@@ -85,8 +89,8 @@ class Execution:
 
     __slots__ = (
         "after", "again_now", "attempt", "began", "body_over", "delay_ms", "encode", "error", "error_type", "final",
-        "handler_id", "handlers", "outcome", "own", "raised", "result", "retries_left", "retry_at", "returned", "services",
-        "spec", "state", "trace",
+        "handler_id", "handlers", "lent", "outcome", "own", "raised", "result", "retries_left", "retry_at", "returned",
+        "services", "spec", "state", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +116,7 @@ class Execution:
         self.result: str | None = None
         self.delay_ms: int | None = None  # asked for by the task
         self.retry_at: int | None = None
+        self.lent: Lent | None = None  # the writer's connection: what is written with it is committed with the end
         self.outcome = "failed"
         self.error_type = self.error = ""
         self.trace: str | None = None
@@ -223,7 +228,19 @@ class Execution:
             scheduled_for=None if slot is None else from_ms(slot),
             deadline_ms=attempt.deadline_boot_ms,
             boot_ms=self.services.clock.boot_ms,
+            **({"transaction": self._transaction} if self.in_thread else {}),
         )
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether the body runs in a thread of the server."""
+        own = own_executor(self.attempt.claimed.options) if self.spec.executor in ("thread", "process") else None
+        return (own or self.spec.executor) == "thread"
+
+    def _transaction(self) -> Lent:
+        if self.lent is None or self.lent.given_up:
+            self.lent = self.services.transactions.open()
+        return self.lent
 
     def write_log(self, level: str, message: str) -> None:
         if not self.open_log().add(level, message):  # by a thread that the job has left behind, or by a finalizer
@@ -283,7 +300,13 @@ class Execution:
         if self.attempt.log is not None:
             self.attempt.log.close()
             self.attempt.log.settle(coroutine.pause if self.spec.executor == "async" else time.sleep)
+        lent = None if self.lent is None or self.lent.given_up else self.lent
+        if lent is not None and (self.returned or self.state is not State.COMPLETED):
+            lent.undo()
+            lent = None
         if not self.attempt.finish():
+            if lent is not None:
+                lent.undo()
             return
         if self.returned:
             self.services.jobs.writer.call("verb", self.services.jobs.return_running([self.attempt]))
@@ -294,6 +317,10 @@ class Execution:
             ending = ending._replace(after=self.after)
         if self.services.talkative:
             log.debug("Job %s: %s", self.attempt.claimed.id, ending.state)
+        if lent is not None:
+            if self._commit_lent(lent, ending):
+                return
+            ending = self._ending()
         if not wait:
             try:
                 self.services.jobs.post_end(ending)
@@ -304,6 +331,18 @@ class Execution:
         operation.waiter = waiter
         self.services.jobs.post_end(ending, operation)
         waiter.wait()
+
+    def _commit_lent(self, lent: Lent, ending: Ending) -> bool:
+        """Commit what the job has written, and its end; False if it was undone, and the attempt has failed with that."""
+        jobs = self.services.jobs
+        try:
+            lent.commit(lambda tx: jobs.end_in(tx, ending))
+        except MiniFlowError as exc:  # over its limit, refused, a full disk: nothing of it is there
+            self.state = None
+            self.error_type, self.error = type(exc).__name__, f"{type(exc).__name__}: {exc}"
+            return False
+        jobs.let_go(ending.attempt)
+        return True
 
     def _ending(self) -> Ending:
         attempt = self.attempt

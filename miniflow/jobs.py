@@ -36,7 +36,7 @@ from miniflow.states import TERMINAL, State
 from miniflow.submitting import Submitting
 from miniflow.timers import Timers
 from miniflow.workflows import Workflows
-from miniflow.writer import Singly, Transaction, Writer, json_text
+from miniflow.writer import Singly, Transaction, Undone, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
@@ -131,11 +131,20 @@ class Jobs:
 
     def post_end(self, ending: Ending, operation: Operation | None = None) -> None:
         """Write how an attempt ended, without waiting. The caller has won ``attempt.finish()``."""
-        self._marks.pop(ending.attempt.claimed.seq, None)
-        self.running.remove(ending.attempt)
-        if ending.attempt.log is not None:
-            ending.attempt.log.end()
+        self.let_go(ending.attempt)
         self.writer.post(operation or Operation("end", ending, keep=True))
+
+    def let_go(self, attempt: Attempt) -> None:
+        """It is over, in this process."""
+        self._marks.pop(attempt.claimed.seq, None)
+        self.running.remove(attempt)
+        if attempt.log is not None:
+            attempt.log.end()
+
+    def end_in(self, tx: Transaction, ending: Ending) -> None:
+        """Write how an attempt ended into a transaction that is under way. Undone if its lease is gone."""
+        if not self._ended(tx, [Operation("end", ending)]):
+            raise Undone("the job was taken from this worker: its lease is gone")
 
     def _begin(self, tx: Transaction) -> None:
         if not self._marks:
@@ -163,6 +172,10 @@ class Jobs:
         tx.on_rollback(undo)
 
     def _end(self, tx: Transaction, ops: list[Operation]) -> None:
+        self._ended(tx, ops)
+
+    def _ended(self, tx: Transaction, ops: list[Operation]) -> bool:
+        """False if it was one, and refused."""
         rows = []
         for op in ops:
             e: Ending = op.argument
@@ -190,7 +203,7 @@ class Jobs:
             log.warning(
                 "refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id
             )
-            return
+            return False
         endings = [op.argument for op in ops]
         if self.rules.gates.holds:
             charged = [e.attempt.claimed.seq for e in endings if e.attempt.charged]
@@ -225,6 +238,7 @@ class Jobs:
             if ending.after is not None:
                 ending.after(tx)
         self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
+        return True
 
     def _count_ends(self, tx: Transaction, endings: list[Ending]) -> None:
         alike = Counter(

@@ -102,6 +102,12 @@ SETTINGS = (
         3.0,
         "seconds that a job gets to end after a timeout or a cancel, before its process is killed or its thread abandoned",
     ),
+    Setting(
+        "transaction_limit",
+        _SECONDS,
+        2.0,
+        "seconds that a job may hold `ctx.transaction()`, in which nobody else writes",
+    ),
     Setting("max_payload_bytes", _COUNT, 1_048_576, "size of one job's payload"),
     Setting("max_body_bytes", _COUNT, 67_108_864, "size of a request's body (a batch)"),
     Setting("max_batch", _COUNT, 10_000, "jobs in one batch"),
@@ -150,6 +156,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: str = ""
     timeout: float = 900.0
     stop_grace: float = 3.0
+    transaction_limit: float = 2.0
     max_payload_bytes: int = 1_048_576
     max_body_bytes: int = 67_108_864
     max_batch: int = 10_000

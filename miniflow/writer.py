@@ -21,8 +21,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -32,17 +30,16 @@ from typing import Any
 import apsw
 import msgspec
 
-from miniflow import statements
+from miniflow import statements, wal
 from miniflow.clock import Clock
-from miniflow.db import WAL_LIMIT_BYTES
-from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked
+from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked, TransactionRefused
 from miniflow.histogram import Histogram
 from miniflow.notices import Changes
 from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
+from miniflow.wal import die
 
 log = logging.getLogger("miniflow.writer")
 
-EXIT_DISK = 74  # EX_IOERR of sysexits.h
 GROUP_OPERATIONS_MAX = 4096
 LINGER_S = 0.005  # how long ends of jobs may wait for company while there is more work at hand, and nobody for them
 LINGER_OPERATIONS = 256
@@ -62,6 +59,10 @@ def json_text(value: Any) -> str:
 
 class Singly(Exception):
     """Raised by a handler that cannot tell which of its operations is at fault: the group is rolled back and each runs alone."""
+
+
+class Undone(Exception):
+    """Raised by a handler that wants its group rolled back, without anything being wrong."""
 
 
 class Transaction:
@@ -135,6 +136,8 @@ class Writer:
         self.hurried = False  # somebody waits for the group that is being written
         self._soon = False  # nobody waits, but a group is due within LINGER_S
         self._closing = False
+        self._alone: list[str] = []  # kinds of those in the queue that want a group of their own
+        self.lent_to: int | None = None  # the thread of a job that has the connection
         self._over = False  # the thread looks at the queue no more
         self.may_linger: Callable[[], bool] = lambda: False
         self._loops: list[LoopWaiter] = []
@@ -208,6 +211,11 @@ class Writer:
         if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
             self._wake.set()
 
+    def post_alone(self, operation: Operation) -> None:
+        """As ``post``, for one that is to have a group of its own: it may take its time, or be undone. All are of one kind."""
+        self._alone.append(operation.kind)
+        self.post(operation)
+
     def nudge(self, *, now: bool = True) -> None:
         """Something outside the queue of operations wants a group: now, or with the next one, LINGER_S from now at the latest."""
         if now:
@@ -220,6 +228,10 @@ class Writer:
 
     def call(self, kind: str, argument: Any, *, keep: bool = False) -> Any:
         """Post an operation and block until it is committed; its value. Raises what it was refused with."""
+        if self.lent_to == threading.get_ident():
+            raise TransactionRefused(
+                "the writer waits for the transaction of this job; do this before it, or after its block"
+            )
         operation = Operation(kind, argument, keep=keep)
         waiter = ThreadWaiter()
         operation.waiter = waiter
@@ -258,9 +270,9 @@ class Writer:
                 self._group()
             self._over = True
             self._turn_away()
-            self._checkpoint("TRUNCATE")
+            wal.checkpoint(self._connection)
         except BaseException as exc:  # without its writer the process can promise nothing
-            _die(f"the writer failed: {type(exc).__name__}: {exc}", exc)
+            die(f"the writer failed: {type(exc).__name__}: {exc}", exc)
 
     def _turn_away(self) -> None:
         """Whoever posted when it was too late is told so, and does not wait for ever."""
@@ -288,8 +300,8 @@ class Writer:
             self._idle = False
             if not woken and soon:
                 break
-            if not woken and pause_s == IDLE_TICK_S and self._wal_bytes() > 0:
-                self._checkpoint("TRUNCATE")
+            if not woken and pause_s == IDLE_TICK_S and wal.size(self._connection) > 0:
+                wal.checkpoint(self._connection)
         if self._queue and not self._awaited and not self._closing and self.may_linger():
             self._linger()
         return True
@@ -310,6 +322,11 @@ class Writer:
         # Before the queue is emptied: what comes in between is only waited for less patiently.
         self.hurried, self._awaited, self._soon = self._awaited, False, False
         while self._queue and len(batch) < GROUP_OPERATIONS_MAX:
+            if self._alone and self._queue[0].kind == self._alone[0]:
+                if not batch:
+                    batch.append(self._queue.popleft())
+                    self._alone.pop()
+                break
             batch.append(self._queue.popleft())
         self._write(batch)
         self.group_sizes.observe(len(batch))
@@ -339,7 +356,7 @@ class Writer:
             )
             return
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as exc:
-            _die(f"the database cannot be written any more: {type(exc).__name__}: {exc}", exc)
+            die(f"the database cannot be written any more: {type(exc).__name__}: {exc}", exc)
         except Exception as exc:  # a handler's fault: find the operation that it chokes on
             self._roll_back(transaction)
             if len(batch) > 1:
@@ -353,7 +370,8 @@ class Writer:
                 return
             if not batch:  # a step of every group failed by itself: it would fail again for ever
                 raise
-            log.exception("operation %s failed", batch[0].kind)
+            if not isinstance(exc, Undone):
+                log.exception("operation %s failed", batch[0].kind)
             batch[0].error = exc
             self._tell(batch)
             substitute = self._instead[batch[0].kind](batch[0]) if batch[0].kind in self._instead else None
@@ -420,30 +438,3 @@ class Writer:
         for operation in batch:
             if operation.waiter is not None:
                 operation.waiter.done(operation)
-
-    # ----------------------------------------------------------------------------------------------------- the WAL's size
-
-    def _wal_bytes(self) -> int:
-        try:
-            return os.stat(self._connection.filename_wal).st_size
-        except OSError:
-            return 0
-
-    def _checkpoint(self, mode: str) -> None:
-        # Done here, between commits: a checkpointer beside the writer never catches up with it.
-        try:
-            self._connection.wal_checkpoint(mode=getattr(apsw, f"SQLITE_CHECKPOINT_{mode}"))
-        except apsw.BusyError:  # a reader in another process: next time
-            if self._wal_bytes() > WAL_LIMIT_BYTES:
-                log.warning(
-                    "the WAL has %d bytes and a reader of another process keeps it from being reset", self._wal_bytes()
-                )
-        except apsw.IOError as exc:
-            _die(f"the database cannot be checkpointed: {exc}", exc)
-
-
-def _die(line: str, cause: BaseException) -> None:
-    """End the process at once: what was acknowledged is on the disk, and nothing more may be."""
-    log.critical(line, exc_info=cause)
-    print(f"miniflow: {line}", file=sys.stderr, flush=True)
-    os._exit(EXIT_DISK)

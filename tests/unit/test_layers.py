@@ -48,7 +48,9 @@ LAYERS = (
         "notices",
         "operations",
         "histogram",
+        "wal",
         "writer",
+        "transactions",
         "quarantine",
         "gates",
         "readers",
@@ -132,7 +134,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in 
 
 LIBRARIES = {
     "huey": ("huey_*",),
-    "apsw": ("db", "writer", "jobs", "queries", "migrations", "readers", "huey_storage"),
+    "apsw": ("db", "writer", "wal", "transactions", "jobs", "queries", "migrations", "readers", "huey_storage"),
     "aiosqlite": ("readers",),
     "litestar": ("web", "app", "bench"),
     "prometheus_client": ("metrics",),

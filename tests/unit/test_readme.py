@@ -12,7 +12,7 @@ from miniflow.cli import EXIT_UNUSABLE, cli
 from miniflow.commands.exits import MEANING
 from miniflow.settings import SETTINGS
 from miniflow.states import State
-from miniflow.writer import EXIT_DISK
+from miniflow.wal import EXIT_DISK
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -17,7 +17,8 @@ import pytest
 from miniflow import db
 from miniflow.clock import SystemClock
 from miniflow.errors import StoreClosed, StoreFull
-from miniflow.writer import EXIT_DISK, Operation, Transaction, Writer
+from miniflow.wal import EXIT_DISK
+from miniflow.writer import Operation, Transaction, Writer
 from tests.invariants import read
 from tests.waiting import wait_until
 
