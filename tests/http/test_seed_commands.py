@@ -43,7 +43,8 @@ class Answer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("seeds"), SAMPLES) as server:
+    # A job of some seconds is left behind: nobody waits for it.
+    with Server(tmp_path_factory.mktemp("seeds"), SAMPLES, grace=0.2, stop_grace=0.2) as server:
         yield server
         assert server.terminate() == 0, server.output()
         check_invariants(server.db, stopped=True)
