@@ -12,9 +12,21 @@ from miniflow.basejob import BaseJob
 from miniflow.context import JobContext
 from miniflow.context import current as current_job
 from miniflow.declared import schedule
-from miniflow.errors import JobCancelled, JobTimeout, NonRetryable, RetryAfter
+from miniflow.errors import (
+    EventTimeout,
+    JobCancelled,
+    JobTimeout,
+    NonRetryable,
+    RetryAfter,
+    StepFailed,
+    WorkflowChanged,
+    WorkflowFailed,
+)
 from miniflow.registry import Task, task
 from miniflow.retry import RetryPolicy
+from miniflow.step_calls import current_step
+from miniflow.workflow_context import WorkflowContext
+from miniflow.workflow_functions import workflow
 
 if TYPE_CHECKING:
     from miniflow.answers import (
@@ -48,7 +60,14 @@ if TYPE_CHECKING:
     from miniflow.async_client import AsyncClient
     from miniflow.client import Client
     from miniflow.huey_embedded import MiniFlowHuey
-    from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowNotEnded, WorkflowPage, WorkflowStep
+    from miniflow.workflow_answers import (
+        Workflow,
+        WorkflowDefinition,
+        WorkflowEvent,
+        WorkflowNotEnded,
+        WorkflowPage,
+        WorkflowStep,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +84,14 @@ __all__ = [
     "current_job",
     "schedule",
     "task",
+    # durable functions
+    "EventTimeout",
+    "StepFailed",
+    "WorkflowChanged",
+    "WorkflowContext",
+    "WorkflowFailed",
+    "current_step",
+    "workflow",
     # for applications written for huey
     "MiniFlowHuey",
     # the client, and what it returns and raises
@@ -98,6 +125,7 @@ __all__ = [
     "WorkerInfo",
     "Workflow",
     "WorkflowDefinition",
+    "WorkflowEvent",
     "WorkflowNotEnded",
     "WorkflowPage",
     "WorkflowStep",
@@ -109,7 +137,8 @@ _ELSEWHERE = {
     "huey": "huey_adapter",
     "MiniFlowHuey": "huey_embedded",
     **dict.fromkeys(
-        ("Workflow", "WorkflowDefinition", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"), "workflow_answers"
+        ("Workflow", "WorkflowDefinition", "WorkflowEvent", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"),
+        "workflow_answers",
     ),
 }
 

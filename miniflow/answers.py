@@ -202,6 +202,7 @@ class TaskInfo(Answer):
     on_conflict: str = ""
     unique: Any = None
     debounce: Any = None
+    durable: bool = False
     module: str | None = None
     file: str | None = None
 

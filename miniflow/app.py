@@ -174,6 +174,7 @@ class Application:
             workflow_intake=engine.workflow_intake,
             workflow_queries=WorkflowQueries(readers, engine.writer),
             definitions=engine.definitions,
+            function_intake=engine.function_intake,
             listing=Listing(readers, engine.writer),
             feed=feed,
             roster=engine.roster,

@@ -31,8 +31,9 @@ RESOLVE_EDGES = """
 UPDATE edges SET done = 1 FROM json_each(?1) d WHERE edges.child = d.value ->> 0 AND edges.idx = d.value ->> 1
 """
 
-# Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused: one JSON array
-# of [seq, queue, priority, due, expires_at, has something to be filled in, a condition, or stands for others]
+# Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused, and functions
+# that sleep: one JSON array of [seq, queue, priority, due, expires_at, has something to be filled in, a condition, or stands for
+# others]
 READY_OF_PENDING = """
 SELECT json_group_array(json_array(seq, queue, priority, CASE WHEN run_at > ?2 THEN run_at END, expires_at,
                                    (SELECT coalesce(template, condition, kind) IS NOT NULL FROM steps WHERE job = jobs.seq)))
@@ -40,7 +41,8 @@ FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'pending' AND NOT EXISTS (
   SELECT 1 FROM edges INDEXED BY edges_open_of_child WHERE child = jobs.seq AND done = 0 AND parent IS NOT NULL)
   AND NOT EXISTS (
-  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow WHERE s.job = jobs.seq AND w.paused_at IS NOT NULL)
+  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
+  WHERE s.job = jobs.seq AND (w.paused_at IS NOT NULL OR s.asleep))
 """
 
 READY_IF_PENDING = """
@@ -83,6 +85,7 @@ PENDING_FOR_NOBODY = """
 SELECT json_group_array(seq) FROM jobs INDEXED BY jobs_by_state
 WHERE state = 'pending' AND NOT EXISTS (
   SELECT 1 FROM edges INDEXED BY edges_open_of_child WHERE child = jobs.seq AND done = 0 AND parent IS NOT NULL)
+  AND NOT EXISTS (SELECT 1 FROM steps WHERE job = jobs.seq AND asleep)
 """
 
 # What a cancelled row waited for: [kind, parent's id, parent's state, parent's seq] each; of a deleted parent NULL.

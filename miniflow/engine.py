@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +32,12 @@ from miniflow.executors.coroutine import AsyncLane
 from miniflow.executors.lane import ProcessLane
 from miniflow.executors.process import ProcessExecutor
 from miniflow.firing import Firing
+from miniflow.function_intake import FunctionIntake, function_submission
 from miniflow.holdups import Holdups, Thread
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
-from miniflow.huey_execution import Services
+from miniflow.huey_services import Services
 from miniflow.intake import Intake, Submission, submission_from_options
 from miniflow.jobs import Jobs
 from miniflow.loader import Loaded, load_tasks
@@ -46,12 +47,15 @@ from miniflow.pool import Pool
 from miniflow.readahead import ReadAhead
 from miniflow.recovery import Recovered, recover
 from miniflow.registry import TaskSpec
+from miniflow.replay import Replay
 from miniflow.roster import Roster, Slots
 from miniflow.rules import Rules
+from miniflow.run_record import RunRecord
 from miniflow.schedules import Schedules, run_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
 from miniflow.workflow_files import load_definitions
+from miniflow.workflow_functions import bind_start, input_text
 from miniflow.workflow_intake import WorkflowIntake
 from miniflow.writer import Transaction, Writer
 
@@ -96,18 +100,10 @@ class Engine:
         self.jobs = self._jobs()
         self.intake, self.workflow_intake = self._intakes()
         self.definitions = Definitions(self.workflow_intake)
+        self.function_intake = FunctionIntake(self.intake)
         self._declared = list(declared)
         self.schedules = self._scheduling()
-        services = self.services = Services(
-            self.jobs,
-            self.clock,
-            self.log_notices,
-            begin=self.begin,
-            max_result_bytes=settings.max_result_bytes,
-            max_log_bytes=settings.max_log_bytes,
-            grace_ms=round(settings.stop_grace * 1000),
-            transaction_limit_s=settings.transaction_limit,
-        )
+        services = self.services = self._services()
         self.huey.attach(services, self.intake, self.database.path, self.registry)
         self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix)
         self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
@@ -149,6 +145,21 @@ class Engine:
         self.jobs.workflows.compensation.intake = self.jobs.workflows.expansion.intake = flows
         return intake, flows
 
+    def _services(self) -> Services:
+        settings = self.settings
+        services = Services(
+            self.jobs,
+            self.clock,
+            self.log_notices,
+            begin=self.begin,
+            max_result_bytes=settings.max_result_bytes,
+            max_log_bytes=settings.max_log_bytes,
+            grace_ms=round(settings.stop_grace * 1000),
+            transaction_limit_s=settings.transaction_limit,
+        )
+        services.replay = self._replay
+        return services
+
     def _scheduling(self) -> Schedules:
         settings = self.settings
         trust = ClockTrust(self.clock, anyway=settings.trust_clock)
@@ -186,6 +197,7 @@ class Engine:
         self.writer.run_now(first)
         self.describe_process(f"process {os.getpid()}, started {rfc3339(self.started_at_ms)}")
         registry.bind_submit(self.submit)
+        bind_start(self.start_function)
         self.writer.start()
         self.pool.start()
         self.supervisor.start()
@@ -229,6 +241,7 @@ class Engine:
         self.lane.close()
         self.async_lane.close()
         registry.unbind_submit()
+        bind_start(None)
         self.huey.detach()
         try:
             self.writer.call("verb", lambda _: None)  # then all that was posted is counted
@@ -351,7 +364,16 @@ class Engine:
         accepted = self.writer.call("insert", [self.intake.job(submission)])
         return str(accepted[0].id)
 
+    def start_function(self, spec: TaskSpec, input: object, options: Mapping[str, object]) -> str:
+        """The hook behind ``function.start()``: insert and wait for the commit; the id of the run."""
+        new = self.function_intake.run(function_submission(spec.name, input_text(input), options))
+        return str(self.writer.call("workflow", new).id)
+
     # ------------------------------------------------------------------------------------------------------------- running
+
+    def _replay(self, attempt: Attempt) -> Replay[RunRecord]:
+        limit = self.settings.max_result_bytes
+        return Replay(RunRecord(self.jobs.checkpoints, self.writer, self.function_intake, attempt, limit))
 
     def begin(self, claimed: Claimed, worker_id: str) -> Attempt:
         attempt = Attempt(claimed, worker_id, self.clock.now_ms())

@@ -236,6 +236,57 @@ class ProcessDied(MiniFlowError):
     """The process that ran the job ended before the job did."""
 
 
+class StepFailed(MiniFlowError):
+    """A step of a durable function has failed for good; raised where the function asked for it, each time that it runs. ``step``
+    is its name, ``number`` its place, ``error_type`` and ``error`` what it raised, as text."""
+
+    def __init__(self, step: str, number: int, error_type: str, error: str, text: str = "") -> None:
+        super().__init__(text or f"step {step} failed: {error}")
+        self.step, self.number, self.error_type, self.error = step, number, error_type, error
+        self.failed: tuple[int, ...] = (number,)  # with those that were asked for together, and have failed too
+        self.asked = number + 1  # how far the function had come
+
+
+class EventTimeout(StepFailed, TimeoutError):
+    """No event of that name came within the time."""
+
+
+class WorkflowFailed(StepFailed):
+    """A run that was spawned has failed, or was cancelled."""
+
+
+class WorkflowChanged(NonRetryable):
+    """The function does not ask for what was recorded when it ran before: it is another one, or not deterministic."""
+
+
+class TooManyEvents(InvalidRequest):
+    """A run has as many events as it can have."""
+
+    def __init__(self, workflow_id: str, limit: int) -> None:
+        super().__init__("name", f"workflow {workflow_id} has {limit:,} events, and takes no other")
+
+
+class TooManySteps(NonRetryable):
+    """A durable function has asked for more than the limit."""
+
+
+class LeaseLost(MiniFlowError):
+    """The attempt was given up, or replaced by another one: what it says is not written any more."""
+
+
+class Suspended(BaseException):
+    """Unwinds a durable function that waits for something without a worker. A BaseException, so that ``except Exception`` does
+    not swallow it. Code in ``finally`` runs each time."""
+
+
+class LateEvent(MiniFlowError):
+    """There is an event of that name already, and the first one stays."""
+
+    def __init__(self, workflow_id: str, name: str) -> None:
+        super().__init__(f"workflow {workflow_id} has an event {name!r} already; the first one stays")
+        self.workflow_id, self.name = workflow_id, name
+
+
 class TaskFailed(MiniFlowError):
     """What a task raised in another process. ``error`` is its text with the name of its class, as a thread's would be."""
 

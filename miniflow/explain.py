@@ -15,6 +15,8 @@ import msgspec
 from miniflow import rule_statements as sql
 from miniflow.clock import Clock, rfc3339
 from miniflow.errors import NotFound
+from miniflow.function_queries import waits_for
+from miniflow.function_statements import AWAITED_BY_JOB
 from miniflow.gates import Gate
 from miniflow.jobs import Jobs
 from miniflow.roster import Roster
@@ -101,9 +103,9 @@ class _Explaining:
         row = self._row
         state = State(row.state)
         if state is State.PENDING:
-            return self._pending()
+            return self._asleep() or self._pending()
         if state in (State.SCHEDULED, State.RETRYING):
-            return self._later()
+            return (self._asleep() if state is State.SCHEDULED else None) or self._later()
         if state is State.QUEUED:
             return self._queued()
         if state is State.RUNNING:
@@ -111,6 +113,18 @@ class _Explaining:
         return self._ended()
 
     # ------------------------------------------------------------------------------------------------------- not ready yet
+
+    def _asleep(self) -> tuple[list[Reason], str] | None:
+        """Of a durable function that waits for something."""
+        rows = self._tx.run(AWAITED_BY_JOB, self._row.seq)
+        if not rows:
+            return None
+        codes = {"event": "waits_for_event", "workflow": "waits_for_workflow", "step": "retry_due", "sleep": "sleeps"}
+        reasons = [
+            Reason(code=codes[kind], text=f"it {waits_for(kind, name, wake_at, child)}", at=rfc3339(wake_at))
+            for kind, name, wake_at, child in rows[:NAMED_MAX]
+        ]
+        return [*reasons, *self._service()], "Then the function goes on where it was"
 
     def _pending(self) -> tuple[list[Reason], str]:
         reasons = []

@@ -28,8 +28,9 @@ from miniflow import outcome, registry
 from miniflow.attempts import Attempt, Claimed, own_executor
 from miniflow.errors import InvalidRequest
 from miniflow.huey_enqueuing import Enqueuing
-from miniflow.huey_execution import Body, Execution, Services, refuse
+from miniflow.huey_execution import Body, Execution, refuse
 from miniflow.huey_messages import decode_call, expires_of
+from miniflow.huey_services import Services
 from miniflow.huey_statements import MESSAGE_FIELDS
 from miniflow.huey_tasks import HueyTask, JobTask, call
 from miniflow.intake import Intake
@@ -223,13 +224,14 @@ class JobsHuey(Enqueuing):
             self.refuse(attempt, exc)
             return
         run = Execution(attempt, spec, services)
-        if attempt.handed or ((claimed.expires_at is None or claimed.attempt) and self._nobody_listens(claimed)):
+        plain = attempt.handed or ((claimed.expires_at is None or claimed.attempt) and self._nobody_listens(claimed))
+        if plain or spec.durable:  # huey knows no task that sleeps
             try:
                 run.run_body(lambda: call(spec, args, kwargs))
             except Exception as exc:  # whatever the task raises
                 run.raised = exc
             else:
-                run.state = State.COMPLETED
+                run.state = None if run.suspended else State.COMPLETED
                 run.conclude()
                 return
         self._run_through_huey(run, self._task(attempt, cls))

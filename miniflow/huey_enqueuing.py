@@ -23,10 +23,10 @@ from miniflow import registry
 from miniflow import statements as core
 from miniflow.clock import Clock, SystemClock
 from miniflow.errors import MiniFlowError
-from miniflow.huey_execution import Services
 from miniflow.huey_messages import Times, encode_call, policy, settings_of
 from miniflow.huey_periodic import PeriodicHuey
 from miniflow.huey_serializer import JsonSerializer, OtherSerializer, SealingSerializer
+from miniflow.huey_services import Services
 from miniflow.huey_storage import JobsStorage, is_beside
 from miniflow.huey_tasks import JobsRegistry
 from miniflow.huey_verbs import HueyVerbs, Parent

@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from huey.exceptions import CancelExecution, TaskTimeout
 
 from miniflow import context, outcome
-from miniflow.attempts import Attempt, Claimed, own_executor
-from miniflow.clock import Clock, from_ms
+from miniflow.attempts import Attempt, own_executor
+from miniflow.clock import from_ms
 from miniflow.errors import (
     BadResult,
     HeartbeatMissed,
@@ -30,23 +31,28 @@ from miniflow.errors import (
     MiniFlowError,
     NonRetryable,
     RetryAfter,
+    StepFailed,
     StoreClosed,
+    Suspended,
     TaskExit,
     TaskFailed,
     TooLarge,
 )
 from miniflow.executors import coroutine, thread
-from miniflow.executors.process import Job, RemoteResult
+from miniflow.executors.process import RemoteResult
 from miniflow.executors.watch import near_limit, over_limit
-from miniflow.joblog import JobLog, JobLogs
+from miniflow.huey_services import Services
+from miniflow.joblog import JobLog
 from miniflow.jobs import Jobs
 from miniflow.model import Ending, NewJob
-from miniflow.notices import Notices
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
+from miniflow.replay import Replay
+from miniflow.run_record import RunRecord
 from miniflow.states import State
-from miniflow.transactions import Lent, Transactions
-from miniflow.writer import Transaction
+from miniflow.transactions import Lent
+from miniflow.workflow_context import WorkflowContext
+from miniflow.writer import Transaction, Undone
 
 log = logging.getLogger("miniflow.worker")
 late = logging.getLogger("miniflow.task")
@@ -54,43 +60,13 @@ late = logging.getLogger("miniflow.task")
 MESSAGE_CHARS_MAX = 16_000  # of a progress message
 
 
-class Services:
-    """What an execution needs of the running system."""
-
-    def __init__(
-        self,
-        jobs: Jobs,
-        clock: Clock,
-        log_notices: Notices,
-        *,
-        begin: Callable[[Claimed, str], Attempt],
-        max_result_bytes: int,
-        max_log_bytes: int,
-        grace_ms: int,
-        transaction_limit_s: float,
-    ) -> None:
-        """``begin`` makes an attempt of a claimed row, for a worker of that id."""
-        self.jobs, self.clock, self.begin, self.grace_ms = jobs, clock, begin, grace_ms
-        self.max_result_bytes = max_result_bytes
-        self.transactions = Transactions(jobs.writer, transaction_limit_s)
-        self.logs = JobLogs(jobs.writer, clock, log_notices, max_bytes=max_log_bytes)
-        self.elsewhere: dict[str, Callable[[Job], RemoteResult]] = {}  # executors that run jobs in other processes
-        self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
-        self.contained: tuple[type[BaseException], ...] = (BaseException,)  # what ends the job and not the worker
-
-    @functools.cached_property
-    def talkative(self) -> bool:
-        """Whether the begin and end of each job go to the program's log. Looked at once, when the first job runs."""
-        return log.isEnabledFor(logging.DEBUG)
-
-
 class Execution:
     """One attempt on its way through huey's ``execute``: collects what came of it, to be written once."""
 
     __slots__ = (
         "after", "again_now", "attempt", "began", "body_over", "delay_ms", "encode", "error", "error_type", "final",
-        "handler_id", "handlers", "lent", "outcome", "own", "raised", "result", "retries_left", "retry_at", "returned",
-        "services", "spec", "state", "trace",
+        "handler_id", "handlers", "lent", "outcome", "own", "raised", "replay", "result", "retries_left", "retry_at",
+        "returned", "services", "spec", "state", "suspended", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +79,8 @@ class Execution:
         """``encode`` writes the result, in place of plain JSON."""
         self.attempt, self.spec, self.services, self.encode = attempt, spec, services, encode
         self.began = self.body_over = False
+        self.replay: Replay[RunRecord] | None = None  # of a durable function
+        self.suspended = False  # which waits for something
         self.returned = False  # interrupted: back to the queue, as if it had not been begun
         self.after: Callable[[Transaction], None] | None = None  # to be done in the transaction of its end
         self.own: dict[str, Any] = {}  # what the options are to say for huey
@@ -132,6 +110,9 @@ class Execution:
         proven = self.services.proven
         self.services.jobs.mark_begun(attempt, unproven=attempt.claimed.task not in proven)
         try:
+            if self.spec.durable and self.services.replay is not None:
+                self.replay = self.services.replay(attempt)
+                call = partial(self.replay.run, call)
             with context.use(self.context, self.open_log):
                 value = self._run(call)
             self.result = value.text if isinstance(value, RemoteResult) else self._encode(value)
@@ -139,6 +120,9 @@ class Execution:
             return value
         except JobInterrupted as exc:
             raise self._interrupted(exc) from exc
+        except Suspended:
+            self.suspended = True
+            return None
         except Exception as exc:  # whatever the task raises; huey goes on with it
             if isinstance(exc, TaskFailed):
                 self.final = exc.final
@@ -147,6 +131,10 @@ class Execution:
                 self.delay_ms = round(exc.delay_s * 1000)
             elif isinstance(exc, (NonRetryable, *self.spec.no_retry_on)):
                 self.final = True
+            if self.replay is not None:
+                self.after = self.services.jobs.checkpoints.failed(
+                    attempt.claimed.seq, exc if isinstance(exc, StepFailed) else None
+                )
             raise
         except self.services.contained as exc:  # sys.exit, KeyboardInterrupt and the like end the job, not the worker
             if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
@@ -210,7 +198,8 @@ class Execution:
         attempt, claimed = self.attempt, self.attempt.claimed
         options = outcome.options_of(claimed)
         slot = options.get("scheduled_for")
-        return context.JobContext(
+        make = context.JobContext if self.replay is None else partial(WorkflowContext, self.replay)
+        return make(
             job_id=claimed.id,
             task=claimed.task,
             queue=claimed.queue,
@@ -312,6 +301,9 @@ class Execution:
             self.services.jobs.writer.call("verb", self.services.jobs.return_running([self.attempt]))
             self.services.jobs.running.remove(self.attempt)
             return
+        if self.suspended and not isinstance(self.attempt.pending, JobCancelled):
+            self._suspend()
+            return
         ending = self._ending()
         if self.after is not None:
             ending = ending._replace(after=self.after)
@@ -336,13 +328,22 @@ class Execution:
         """Commit what the job has written, and its end; False if it was undone, and the attempt has failed with that."""
         jobs = self.services.jobs
         try:
-            lent.commit(lambda tx: jobs.end_in(tx, ending))
+            lent.commit(functools.partial(_end_in, jobs, ending))
         except MiniFlowError as exc:  # over its limit, refused, a full disk: nothing of it is there
             self.state = None
             self.error_type, self.error = type(exc).__name__, f"{type(exc).__name__}: {exc}"
             return False
-        jobs.let_go(ending.attempt)
+        jobs.forget(ending.attempt)
         return True
+
+    def _suspend(self) -> None:
+        assert self.replay is not None
+        assert self.replay.suspension is not None
+        run = self.replay.record.run
+        try:
+            self.services.jobs.checkpoints.post_suspension(run, self.replay.suspension)
+        except StoreClosed:  # the process is on its way out: the function runs again, as after a crash
+            log.warning("job %s went to sleep after the store was closed", self.attempt.claimed.id)
 
     def _ending(self) -> Ending:
         attempt = self.attempt
@@ -392,6 +393,11 @@ def refuse(services: Services, attempt: Attempt, exc: BaseException) -> None:
             delay_ms=None,
         )
         services.jobs.post_end(ending)
+
+
+def _end_in(jobs: Jobs, ending: Ending, tx: Transaction) -> None:
+    if not jobs.end(tx, ending):
+        raise Undone("the job was taken from this worker: its lease is gone")
 
 
 class Body:

@@ -91,17 +91,18 @@ class Intake:
         checked: bool = True,
         own: dict[str, Any] | None = None,
         waits: Waits | None = None,
+        durable: bool = False,
     ) -> NewJob:
         """The job that ``submission`` asks for. ``where`` goes before the names of fields in errors ("[3]."); ``place`` is where
         it stands in a batch: it can depend on those before it by theirs.
 
         Of a caller in Python: with ``checked`` False the payload, which may not be whole yet, is not held against the signature;
-        ``own`` goes into the options, and ``waits`` is what the job waits for.
+        ``own`` goes into the options, and ``waits`` is what the job waits for; ``durable``: it is that of a workflow function.
 
         Raises UnknownTask, InvalidRequest naming the field, TooLarge.
         """
         s = submission
-        spec = self._spec(s, where)
+        spec = self._spec(s, where, durable=durable)
         payload = self._payload(spec, s.payload, where, checked=checked)
         queue = s.queue or spec.queue
         if s.queue is not None and not valid_queue_name(queue):
@@ -149,16 +150,19 @@ class Intake:
             row += [limited_by, None if same is None else same.key]
         return NewJob(new_id, spec.name, queue, priority, state, run_at, expires_at, row, key, mark, waits, same, ruled)
 
-    def _spec(self, s: Submission, where: str) -> TaskSpec:
+    def _spec(self, s: Submission, where: str, *, durable: bool) -> TaskSpec:
         name = s.task or s.type
         if name is None:
             raise InvalidRequest(f"{where}task", "is missing; it names the task to run")
         if s.task is not None and s.type is not None and s.task != s.type:
             raise InvalidRequest(f"{where}type", f"says {s.type!r} where task says {s.task!r}; give one of the two")
         try:
-            return self.registry.get(name)
+            spec = self.registry.get(name)
         except UnknownTask as exc:
             raise UnknownTask(exc.task, exc.known, where) from None
+        if spec.durable and not durable:
+            raise InvalidRequest(f"{where}task", f"{name!r} is a workflow; start it with POST /api/v1/workflows")
+        return spec
 
     def _debounce(self, s: Submission, spec: TaskSpec, where: str) -> Debounce | None:
         asked = spec.rules.debounce if s.debounce is None and not s.unique else s.debounce

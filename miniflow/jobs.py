@@ -20,6 +20,7 @@ from collections.abc import Callable
 from miniflow import rule_statements as ruled
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.checkpoints import Checkpoints
 from miniflow.claiming import Claiming
 from miniflow.clock import Clock
 from miniflow.dependencies import Dependencies
@@ -36,7 +37,7 @@ from miniflow.states import TERMINAL, State
 from miniflow.submitting import Submitting
 from miniflow.timers import Timers
 from miniflow.workflows import Workflows
-from miniflow.writer import Singly, Transaction, Undone, Writer, json_text
+from miniflow.writer import Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
@@ -82,6 +83,7 @@ class Jobs:
         self.workflows = Workflows(
             self, writer, clock, max_payload_bytes=max_payload_bytes, max_result_bytes=max_result_bytes
         )
+        self.checkpoints = Checkpoints(self, writer, clock)  # before the ends too
         writer.handle("end", self._end, instead=_plain_end)
         writer.handle("verb", self._verbs)
         self.timers = Timers(self, writer, clock)
@@ -131,20 +133,15 @@ class Jobs:
 
     def post_end(self, ending: Ending, operation: Operation | None = None) -> None:
         """Write how an attempt ended, without waiting. The caller has won ``attempt.finish()``."""
-        self.let_go(ending.attempt)
+        self.forget(ending.attempt)
         self.writer.post(operation or Operation("end", ending, keep=True))
 
-    def let_go(self, attempt: Attempt) -> None:
-        """It is over, in this process."""
+    def forget(self, attempt: Attempt) -> None:
+        """It runs no more; what became of it is still to be written."""
         self._marks.pop(attempt.claimed.seq, None)
         self.running.remove(attempt)
         if attempt.log is not None:
             attempt.log.end()
-
-    def end_in(self, tx: Transaction, ending: Ending) -> None:
-        """Write how an attempt ended into a transaction that is under way. Undone if its lease is gone."""
-        if not self._ended(tx, [Operation("end", ending)]):
-            raise Undone("the job was taken from this worker: its lease is gone")
 
     def _begin(self, tx: Transaction) -> None:
         if not self._marks:
@@ -205,19 +202,11 @@ class Jobs:
             )
             return False
         endings = [op.argument for op in ops]
-        if self.rules.gates.holds:
-            charged = [e.attempt.claimed.seq for e in endings if e.attempt.charged]
-            self.rules.gates.let_go(tx, charged, begun=True)
-            if len(charged) < len(endings):
-                self.rules.gates.let_go(tx, [e.attempt.claimed.seq for e in endings])
+        self.left(tx, [e.attempt for e in endings])
         self._count_ends(tx, endings)
         if self.dependencies.waited_for or self.workflows.active(tx):
             self.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
         tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
-        if self.quarantine.current is not None:
-            current = self.quarantine.current
-            if any(op.argument.attempt.claimed.seq == current for op in ops):
-                tx.on_commit(lambda: self.quarantine.ended(current))
         failed = [op.argument for op in ops if op.argument.outcome is not None]
         if failed:
             history = [
@@ -239,6 +228,21 @@ class Jobs:
                 ending.after(tx)
         self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
         return True
+
+    def end(self, tx: Transaction, ending: Ending) -> bool:
+        """Write an end in a transaction under way; False if it is refused, since the lease is gone."""
+        return self._ended(tx, [Operation("end", ending)])
+
+    def left(self, tx: Transaction, attempts: list[Attempt]) -> None:
+        """The leases of these are gone in this transaction: what they held is free."""
+        if self.rules.gates.holds:
+            charged = [attempt.claimed.seq for attempt in attempts if attempt.charged]
+            self.rules.gates.let_go(tx, charged, begun=True)
+            if len(charged) < len(attempts):
+                self.rules.gates.let_go(tx, [attempt.claimed.seq for attempt in attempts])
+        current = self.quarantine.current
+        if current is not None and any(attempt.claimed.seq == current for attempt in attempts):
+            tx.on_commit(lambda: self.quarantine.ended(current))
 
     def _count_ends(self, tx: Transaction, endings: list[Ending]) -> None:
         alike = Counter(

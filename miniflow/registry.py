@@ -94,6 +94,7 @@ class TaskSpec:
     as_text: bool = False
     limits: Limits | None = None
     program: Program | None = None
+    durable: bool = False  # a workflow function: its jobs are runs, and it takes a WorkflowContext
     chosen: bool = field(default=False, compare=False)
     """Whether the executor was said, and not found."""
 
@@ -238,10 +239,10 @@ class Registry:
             self._tasks, self._schedules = dict(other._tasks), dict(other._schedules)
 
     def run_unsaid_in_processes(self) -> None:
-        """Those tasks that would run in threads, and did not say so, run in processes from now on."""
+        """Those tasks that would run in threads, and did not say so, run in processes from now on. Not workflow functions."""
         with self._lock:
             for name, spec in self._tasks.items():
-                if spec.executor == "thread" and spec.native and not spec.chosen:
+                if spec.executor == "thread" and spec.native and not spec.chosen and not spec.durable:
                     self._tasks[name] = replace(spec, executor="process")
 
     def __iter__(self) -> Iterator[TaskSpec]:

@@ -234,8 +234,9 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND state IN ('completed', 'dead_
 
 # ------------------------------------------------------------------------------------------------------ a dead process
 
+# Crashes from before the last checkpoint of a durable function count no more.
 LEFT_BEHIND = """
-SELECT seq, state, queue, task, attempt, crashes, worker_id, started_at, cancel_requested_at
+SELECT seq, state, queue, task, attempt, crashes - coalesce((SELECT forgiven FROM steps WHERE job = seq), 0), worker_id, started_at, cancel_requested_at
 FROM jobs INDEXED BY jobs_leased WHERE lease IS NOT NULL ORDER BY seq
 """
 

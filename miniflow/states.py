@@ -28,7 +28,7 @@ class State(StrEnum):
 
 
 MEANING = {
-    State.PENDING: "waits for the jobs it depends on",
+    State.PENDING: "waits for the jobs it depends on; a workflow function, for an event",
     State.SCHEDULED: "waits for its time",
     State.QUEUED: "ready, waits for a worker",
     State.RUNNING: "a worker has begun it",
@@ -67,6 +67,9 @@ MOVES = (
     Move("fail", State.RUNNING, State.DEAD_LETTER, needs_lease=True),
     Move("fail", State.QUEUED, State.DEAD_LETTER, needs_lease=True),
     Move("postpone", State.QUEUED, State.SCHEDULED, needs_lease=True),
+    Move("suspend", State.RUNNING, State.SCHEDULED, needs_lease=True),
+    Move("suspend", State.RUNNING, State.PENDING, needs_lease=True),
+    Move("suspend", State.QUEUED, State.PENDING, needs_lease=True),
     Move("release", State.RUNNING, State.QUEUED, needs_lease=True),
     Move("cancel", State.PENDING, State.CANCELLED),
     Move("cancel", State.SCHEDULED, State.CANCELLED),

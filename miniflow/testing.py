@@ -99,6 +99,12 @@ class _Engine(Engine):
         self.accepted()
         return job_id
 
+    def start_function(self, spec: TaskSpec, input: object, options: Mapping[str, object]) -> str:
+        self.submitted(spec)
+        run_id = super().start_function(spec, input, options)
+        self.accepted()
+        return run_id
+
     def _lane_of(self, task: str) -> str:  # noqa: ARG002 - a single lane, so that all run in one order
         return "thread"
 
@@ -168,9 +174,22 @@ class Harness:
     # ----------------------------------------------------------------------------------------------------------- submitting
 
     def submit(self, task: AnyTask, payload: Mapping[str, Any] | None = None, **options: Any) -> Job:
-        """Submit a job, as ``Client.submit`` does; with options such as ``delay``, ``ttl``, ``queue``, ``max_retries``."""
+        """Submit a job, as ``Client.submit`` does; with options such as ``delay``, ``ttl``, ``queue``, ``max_retries``. Of a
+        durable function a run is started, as by its ``start``: its id is the job's ``workflow_id``."""
+        spec = self._spec(task)
+        if spec.durable:
+            run_id = self._running.start_function(spec, dict(payload or {}), options)
+            return self.jobs(spec.name, workflow_id=run_id)[0]
         text = msgspec.json.encode(dict(payload or {})).decode()
-        return self.job(self._running.submit(self._spec(task), text, options))
+        return self.job(self._running.submit(spec, text, options))
+
+    def send_event(self, run: str | Job, name: str, payload: Any = None) -> None:
+        """Send an event to a run of a durable function, as ``Client.workflows.send_event`` does."""
+        run_id = run if isinstance(run, str) else run.workflow_id or run.id
+        text = msgspec.json.encode(payload).decode()
+        engine = self._running
+        engine.writer.call("verb", engine.jobs.checkpoints.deliver(run_id, name, text, key=None, request_id=None))
+        engine.accepted()
 
     def run(self, task: AnyTask, payload: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Submit a job and run it to its end, retries included; its result.

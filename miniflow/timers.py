@@ -78,6 +78,7 @@ class Timers:
         tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms, tx.number)
         tx.run(sql.SHIFT_EXPIRIES, jump_ms, tx.number)
         tx.run(SHIFT_PENDING, jump_ms, tx.number)
+        self._jobs.checkpoints.shift(tx, jump_ms)
         tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
         self.look(tx)
         log.warning(

@@ -30,7 +30,10 @@ class Items(Answer):
 
 class WorkflowStep(Answer):
     """A step of a workflow, and the job that it is. ``status`` is that of the job, or skipped, or reused (of a
-    rerun), or failed (items of it)."""
+    rerun), or failed (items of it).
+
+    Of a durable function it is what the function has asked for: ``kind`` is step, sleep, event, workflow or value, ``waits`` says
+    what it waits for, ``key`` is the idempotency key of a step, ``workflow_id`` the run that it has spawned."""
 
     name: str
     index: int = 0
@@ -48,8 +51,21 @@ class WorkflowStep(Answer):
     progress: Any = None
     items: Items | None = None
     error: str | None = None
+    kind: str = ""
+    key: str | None = None
+    workflow_id: str | None = None
+    waits: str | None = None
+    wake_at: dt.datetime | None = None
     started_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None
+
+
+class ReceivedEvent(Answer):
+    """An event that was sent to a durable function."""
+
+    name: str
+    payload: Any = None
+    received_at: dt.datetime | None = None
 
 
 class Compensation(Answer):
@@ -78,6 +94,7 @@ class Workflow(Answer):
     version: int | None = None
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
+    kind: str = "steps"
     status: str = ""
     current_step: int = 0
     total_steps: int = 0
@@ -86,8 +103,11 @@ class Workflow(Answer):
     input: Any = None
     output: Any = None
     error: str | None = None
+    job_id: str | None = None
+    parent: str | None = None
     steps: list[WorkflowStep] = msgspec.field(default_factory=list)
     compensations: list[Compensation] = msgspec.field(default_factory=list)
+    events: list[ReceivedEvent] = msgspec.field(default_factory=list)
     timeout: float | None = None
     deadline_at: dt.datetime | None = None
     idempotency_key: str | None = None
@@ -123,6 +143,14 @@ class WorkflowDefinition(Answer):
     source: str = ""
     origin: str | None = None
     created_at: dt.datetime | None = None
+
+
+class WorkflowEvent(Answer):
+    """An event that a run has."""
+
+    workflow_id: str
+    name: str
+    payload: Any = None
 
 
 class WorkflowPage(Answer):

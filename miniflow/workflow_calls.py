@@ -14,7 +14,7 @@ from miniflow import answers
 from miniflow.calls import named, until_ended
 from miniflow.exchange import Ask, Flow, Give, Items, one, repeated, send, stream
 from miniflow.ids import uuid7
-from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowNotEnded, WorkflowPage
+from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowNotEnded, WorkflowPage
 
 PAGE = 100  # workflows in one request of list
 PATH = "/api/v1/workflows"
@@ -63,6 +63,38 @@ def _started(what: Mapping[str, Any], options: Mapping[str, Any], repeats: int) 
     body = msgspec.json.encode({**what, **wanted})
     answer = yield from repeated(Ask(method="POST", path=PATH, body=body), repeats)
     return answers.decoded(answer, Workflow)
+
+
+class FunctionOptions(TypedDict, total=False):
+    """``timeout`` is for the whole run, sleeps included, in seconds or as a timedelta; None is the same as left out."""
+
+    timeout: float | dt.timedelta | None
+    queue: str | None
+    priority: int | str | None
+    idempotency_key: str | None
+    tags: Sequence[str] | None
+    meta: Mapping[str, Any] | None
+    description: str | None
+
+
+def start_function(workflow: str, input: Any, options: Mapping[str, Any], *, repeats: int) -> Flow[Workflow]:
+    wanted = {key: _plain(value) for key, value in options.items() if value is not None}
+    if repeats > 0:
+        wanted.setdefault("idempotency_key", uuid7())
+    given = {} if input is None else {"input": input}
+    body = msgspec.json.encode({"workflow": workflow, **given, **wanted})
+    answer = yield from repeated(Ask(method="POST", path=PATH, body=body), repeats)
+    return answers.decoded(answer, Workflow)
+
+
+def send_event(
+    workflow: WorkflowRef, name: str, payload: Any, idempotency_key: str | None, *, repeats: int
+) -> Flow[WorkflowEvent]:
+    key = idempotency_key if idempotency_key is not None or repeats == 0 else uuid7()
+    body = {"name": name, "payload": payload, **({} if key is None else {"idempotency_key": key})}
+    ask = Ask(method="POST", path=path_of(workflow, "/events"), body=msgspec.json.encode(body))
+    answer = yield from repeated(ask, repeats)
+    return answers.decoded(answer, WorkflowEvent)
 
 
 def _plain(value: Any) -> Any:

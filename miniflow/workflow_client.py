@@ -7,8 +7,8 @@ from typing import Any, Unpack
 
 from miniflow import workflow_calls as calls
 from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
-from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowPage
-from miniflow.workflow_calls import DefinitionOptions, WorkflowOptions, WorkflowRef
+from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowPage
+from miniflow.workflow_calls import DefinitionOptions, FunctionOptions, WorkflowOptions, WorkflowRef
 
 Steps = Sequence[Mapping[str, Any]]
 Definitions = list[WorkflowDefinition]
@@ -63,6 +63,28 @@ class Workflows:
     def undefine(self, name: str) -> None:
         """Delete a definition with all its versions; its runs stay."""
         self._run(calls.undefine(name))
+
+    def start_function(
+        self, workflow: str, input: Any = None, *, repeats: int | None = None, **options: Unpack[FunctionOptions]
+    ) -> Workflow:
+        """Start a run of the durable function ``workflow``; when this returns, it is on the server's disk. It is repeated as a
+        submit is."""
+        tries = self._repeats if repeats is None else repeats
+        return self._run(calls.start_function(workflow, input, options, repeats=tries))
+
+    def send_event(
+        self,
+        workflow: WorkflowRef,
+        name: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        repeats: int | None = None,
+    ) -> WorkflowEvent:
+        """Send an event to a run, for its ``ctx.wait_event(name)``. Refused if it has one of that name: the first one stays. It
+        is repeated as a submit is."""
+        tries = self._repeats if repeats is None else repeats
+        return self._run(calls.send_event(workflow, name, payload, idempotency_key, repeats=tries))
 
     def get(self, workflow: WorkflowRef) -> Workflow:
         """The workflow as it is now, with its steps. NotFound if there is none."""
@@ -154,6 +176,26 @@ class AsyncWorkflows:
     async def undefine(self, name: str) -> None:
         """See ``Workflows.undefine``."""
         await self._run(calls.undefine(name))
+
+    async def start_function(
+        self, workflow: str, input: Any = None, *, repeats: int | None = None, **options: Unpack[FunctionOptions]
+    ) -> Workflow:
+        """See ``Workflows.start_function``."""
+        tries = self._repeats if repeats is None else repeats
+        return await self._run(calls.start_function(workflow, input, options, repeats=tries))
+
+    async def send_event(
+        self,
+        workflow: WorkflowRef,
+        name: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        repeats: int | None = None,
+    ) -> WorkflowEvent:
+        """See ``Workflows.send_event``."""
+        tries = self._repeats if repeats is None else repeats
+        return await self._run(calls.send_event(workflow, name, payload, idempotency_key, repeats=tries))
 
     async def get(self, workflow: WorkflowRef) -> Workflow:
         """See ``Workflows.get``."""

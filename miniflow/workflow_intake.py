@@ -55,6 +55,7 @@ class NewWorkflow(NamedTuple):
     timeout_ms: int | None = None
     key: str | None = None
     fingerprint: str | None = None
+    kind: str = "steps"
 
 
 class Slot(NamedTuple):

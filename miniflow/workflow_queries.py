@@ -13,9 +13,11 @@ from miniflow import workflow_statements as sql
 from miniflow.clock import rfc3339
 from miniflow.definitions import kept_of_row
 from miniflow.errors import InvalidRequest, NotFound
+from miniflow.function_queries import run_of_function
 from miniflow.readers import Readers
 from miniflow.references import BadReference, Known
 from miniflow.states import State
+from miniflow.step_shape import BadItem, Compensation, Items, ReceivedEvent, WorkflowStep
 from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import Definition, Step, decode_definition, names_of
 from miniflow.workflow_intake import NewWorkflow, about
@@ -32,71 +34,14 @@ CHANGED, ROLE, KIND, ITEMS = -4, -3, -2, -1
 _decode = msgspec.json.Decoder().decode
 
 
-class BadItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """An item of ``for_each`` that did not end well, and the job that it is."""
-
-    index: int
-    job_id: str
-    status: str
-    error: str | None = None
-
-
-class Items(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How far the items of a step with ``for_each`` are. ``bad`` are the first that did not end well."""
-
-    total: int
-    done: int
-    failed: int
-    bad: list[BadItem] | None = None
-
-
-class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A step, and the job that it is. ``status`` is that of the job, or ``skipped`` (its condition did not hold), or ``reused``
-    (a rerun took over its output), or ``failed`` (items of it did not end well).
-    Payload and output are left out where they are over 64 KiB; the job has them."""
-
-    name: str
-    index: int
-    job_id: str | None = None
-    task: str
-    type: str
-    status: str
-    needs: list[str] | None = None
-    when: str | None = None
-    queue: str | None = None
-    executor: str | None = None
-    attempt: int = 0
-    max_retries: int | None = None
-    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    progress: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    items: Items | None = None
-    error: str | None = None
-    started_at: str | None = None
-    completed_at: str | None = None
-
-
-class Compensation(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What undoes a step, or the ``on_failure`` of the workflow, and the job that it is."""
-
-    name: str
-    index: int
-    job_id: str
-    task: str
-    status: str
-    attempt: int = 0
-    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    error: str | None = None
-    started_at: str | None = None
-    completed_at: str | None = None
-
-
 class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``."""
+    """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``. That of a durable
+    function has the ``kind`` function, an ``output``, the ``events`` that were sent to it, and a ``parent`` if another run has
+    spawned it; its steps are what it has asked for so far."""
 
     id: str
     name: str
+    kind: str = "steps"
     definition: str | None = None
     version: int | None = None
     schedule: str | None = None
@@ -111,6 +56,9 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str | None = None
     steps: list[WorkflowStep] | None = None
     compensations: list[Compensation] | None = None
+    events: list[ReceivedEvent] | None = None
+    job_id: str | None = None
+    parent: str | None = None
     timeout: float | None = None
     deadline_at: str | None = None
     idempotency_key: str | None = None
@@ -135,17 +83,23 @@ class WorkflowPage(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 class WorkflowQueries:
     def __init__(self, readers: Readers, writer: Writer) -> None:
-        self._readers, self._writer = readers, writer
+        self.readers, self._writer = readers, writer
 
     def workflow(self, workflow_id: str) -> Workflow:
         """With its steps. NotFound if there is none."""
-        rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
+        rows = self.readers.point(sql.WORKFLOW_BY_ID, workflow_id)
         if not rows:
             raise NotFound("workflow", workflow_id)
         *row, text = rows[0]
         found = _workflow_of_row(tuple(row))
+        if found.kind == "function":
+            run = run_of_function(self.readers, row[0], workflow_id, ended=found.status != RUNNING)
+            found.steps, found.output, found.job_id = run.steps, run.output, run.job_id
+            found.events = run.events or None
+            found.change = max(row[-1], run.changed)
+            return found
         definition = decode_definition(text)
-        jobs = self._readers.point(sql.STEPS_OF_WORKFLOW, row[0])
+        jobs = self.readers.point(sql.STEPS_OF_WORKFLOW, row[0])
         found.steps = _steps(definition, jobs, _decode(row[8]) if row[8] else {})
         found.compensations = [_compensation(job) for job in jobs if job[ROLE] in ("undo", "on_failure")] or None
         found.change = max([row[-1], *(job[CHANGED] for job in jobs)])
@@ -161,7 +115,7 @@ class WorkflowQueries:
     def _output(self, wanted: msgspec.Raw, row: list[Any]) -> msgspec.Raw:
         """What one that has ended well returns, by its definition; BadReference if it refers to what is not there."""
         steps = _decode(row[8]) if row[8] else {}
-        for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
+        for name, result in self.readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
             steps[name] = None if result is None else _decode(result)
         known = Known(_decode(row[7]), about(row[1], row[2], row[24], row[25]), steps)
         return msgspec.Raw(msgspec.json.encode(references.fill(_decode(wanted), known)))
@@ -169,13 +123,13 @@ class WorkflowQueries:
     def _add_items(self, found: Workflow, number: int) -> None:
         """How far the steps are that stand for others."""
         bad: dict[int, list[BadItem]] = {}
-        for idx, name, job_id, state, error in self._readers.point(
+        for idx, name, job_id, state, error in self.readers.point(
             expansion_sql.BAD_ITEMS_OF_WORKFLOW, number, BAD_SHOWN
         ):
             place = int(name.rpartition("[")[2].rstrip("]"))
             bad.setdefault(idx, []).append(BadItem(index=place, job_id=job_id, status=state, error=error))
         by_idx = {step.index: step for step in found.steps or ()}
-        for idx, ended, failed, begun, changed in self._readers.point(expansion_sql.ITEMS_OF_WORKFLOW, number):
+        for idx, ended, failed, begun, changed in self.readers.point(expansion_sql.ITEMS_OF_WORKFLOW, number):
             found.change = max(found.change or 0, changed)
             step = by_idx.get(idx)
             if step is not None and step.items is not None:
@@ -187,37 +141,49 @@ class WorkflowQueries:
     def kept(self, name: str, version: int | None = None) -> Kept:
         """A version of a kept definition, or its newest. NotFound."""
         if version is None:
-            rows = self._readers.point(definition_sql.NEWEST_OF_NAME, name)
+            rows = self.readers.point(definition_sql.NEWEST_OF_NAME, name)
         else:
-            rows = self._readers.point(definition_sql.VERSION_OF_NAME, name, version)
+            rows = self.readers.point(definition_sql.VERSION_OF_NAME, name, version)
         if not rows:
             raise NotFound("definition", name if version is None else f"{name} of version {version}")
         return kept_of_row(rows[0])
 
     def versions(self, name: str, limit: int) -> list[Kept]:
         """Of a kept definition, the newest first. NotFound."""
-        rows = self._readers.point(definition_sql.VERSIONS_OF_NAME, name, limit)
+        rows = self.readers.point(definition_sql.VERSIONS_OF_NAME, name, limit)
         if not rows:
             raise NotFound("definition", name)
         return [kept_of_row(row) for row in rows]
 
+    def is_function(self, workflow_id: str) -> bool:
+        """Whether it is a run of a durable function."""
+        return self.readers.point(sql.IS_FUNCTION, workflow_id) == [(1,)]
+
     def change(self, workflow_id: str) -> tuple[int, bool] | None:
         """The number of its last change, and whether it has ended; None if there is none."""
-        rows = self._readers.point(sql.CHANGE_OF_WORKFLOW, workflow_id)
+        rows = self.readers.point(sql.CHANGE_OF_WORKFLOW, workflow_id)
         return (rows[0][1], rows[0][0] != RUNNING) if rows else None
+
+    def origin(self, workflow_id: str) -> tuple[int, Workflow, str]:
+        """Its number, the run without its steps, and what was kept of its start as JSON."""
+        rows = self.readers.point(sql.WORKFLOW_BY_ID, workflow_id)
+        if not rows:
+            raise NotFound("workflow", workflow_id)
+        *row, definition = rows[0]
+        return row[0], _workflow_of_row(tuple(row)), definition
 
     def definition(self, workflow_id: str) -> tuple[Workflow, Definition, dict[str, Any]]:
         """What a rerun needs: the run without its steps, how it was defined, and the outputs of the steps that are done, and not
         undone."""
-        rows = self._readers.point(sql.WORKFLOW_BY_ID, workflow_id)
+        rows = self.readers.point(sql.WORKFLOW_BY_ID, workflow_id)
         if not rows:
             raise NotFound("workflow", workflow_id)
         *row, definition = rows[0]
         outputs = _decode(row[8]) if row[8] else {}
         undone: set[str] = set()
         if row[UNDOING_AT] is not None:
-            undone = {name for (name,) in self._readers.point(sql.UNDONE_STEPS, row[0])}
-        for name, result in self._readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
+            undone = {name for (name,) in self.readers.point(sql.UNDONE_STEPS, row[0])}
+        for name, result in self.readers.point(sql.OUTPUTS_OF_WORKFLOW, row[0]):
             if name not in undone:
                 outputs[name] = None if result is None else _decode(result)
         return _workflow_of_row(tuple(row)), decode_definition(definition), outputs
@@ -236,7 +202,7 @@ class WorkflowQueries:
             (True, False): sql.LIST_WORKFLOWS_OF_NAME,
             (True, True): sql.LIST_WORKFLOWS_OF_NAME_AND_STATE,
         }[name is not None, status is not None]
-        rows = await self._readers.fetch(statement, below, limit + 1, *which)
+        rows = await self.readers.fetch(statement, below, limit + 1, *which)
         more = str(rows[limit - 1][0]) if len(rows) > limit else None
         counted = self._writer.counters.get(WORKFLOWS, {})
         total = None if name is not None else counted.get(status, 0) if status is not None else sum(counted.values())
@@ -247,7 +213,7 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
     (
         _number, workflow_id, name, state, total, _open, done, given, _kept, error, timeout_ms, deadline_at, created_at,
         updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, of_definition, of_version,
-        schedule, scheduled_for, undoing_at, changed,
+        schedule, scheduled_for, kind, parent, undoing_at, changed,
     ) = row  # fmt: skip
     return Workflow(
         id=workflow_id,
@@ -256,6 +222,8 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
         version=of_version,
         schedule=schedule,
         scheduled_for=rfc3339(scheduled_for),
+        kind=kind,
+        parent=parent,
         status=state,
         current_step=done,
         total_steps=total,
@@ -281,7 +249,7 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
 def workflow_of_new(new: NewWorkflow, now_ms: int) -> Workflow:
     """The shape of one that was just accepted, without reading it back."""
     now = rfc3339(now_ms) or ""
-    given = new.row[4]
+    given, durable = new.row[4], new.kind == "function"
     return Workflow(
         id=new.id,
         name=new.name,
@@ -289,9 +257,10 @@ def workflow_of_new(new: NewWorkflow, now_ms: int) -> Workflow:
         version=new.row[16],
         schedule=new.row[17],
         scheduled_for=rfc3339(new.row[18]),
+        kind=new.kind,
         status=RUNNING,
         current_step=new.row[13],
-        total_steps=new.row[2],
+        total_steps=0 if durable else new.row[2],
         input=msgspec.UNSET if given == "null" else msgspec.Raw(given.encode()),
         timeout=None if new.timeout_ms is None else new.timeout_ms / 1000,
         idempotency_key=new.key,

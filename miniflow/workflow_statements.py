@@ -4,14 +4,14 @@ from __future__ import annotations
 
 # A workflow: [id, name, total_steps, definition, input, kept, timeout_ms, idempotency_key, fingerprint, request_id, rerun_of,
 #              description, meta, steps that are kept, 1 if there is something to undo,
-#              the definition that it is of, and its version, the schedule that started it, and the time that it is for]
+#              the definition that it is of, and its version, the schedule that started it, and the time that it is for, kind or null]
 INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
                        idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version,
-                       schedule, scheduled_for, created_at, updated_at, changed)
+                       schedule, scheduled_for, kind, created_at, updated_at, changed)
 SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value ->> 13), value ->> 13, value ->> 3, value ->> 4,
        value ->> 5, value ->> 6, ?2 + (value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-       value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, ?2, ?2, ?3
+       value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, coalesce(value ->> 19, 'steps'), ?2, ?2, ?3
 FROM json_each(?1)
 """
 
@@ -47,7 +47,8 @@ UPDATE workflows SET
                WHEN cancel_requested_at IS NOT NULL AND error IS NULL THEN 'cancelled' ELSE 'failed' END,
   completed_at = ?2, updated_at = ?2, changed = ?3,
   error = CASE WHEN done < total_steps AND cancel_requested_at IS NULL THEN coalesce(error, (
-    SELECT format(?4, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error)))
+    SELECT CASE workflows.kind WHEN 'function' THEN coalesce(j.last_error, j.state)
+                     ELSE format(?4, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error))) END
     FROM steps s CROSS JOIN jobs j ON j.seq = s.job
     WHERE s.workflow = workflows.number AND s.role IN ('step', 'item') AND j.state <> 'completed' AND NOT s.skipped
     ORDER BY j.state = 'cancelled', j.completed_at, s.idx LIMIT 1)) ELSE error END
@@ -55,9 +56,9 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
   AND undoing_at IS NULL AND state = 'running'
 """
 
-# Of the workflows of these rows, those that have ended in the transaction ?2: [id, state] each.
+# Of the workflows of these rows, those that have ended in the transaction ?2: [id, state, number, somebody asked for it] each.
 ENDED_BY = """
-SELECT json_group_array(json_array(id, state)) FROM workflows
+SELECT json_group_array(json_array(id, state, number, cancel_requested_at IS NOT NULL OR state = 'cancelled')) FROM workflows
 WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND completed_at IS NOT NULL AND changed = ?2
 """
 
@@ -81,7 +82,7 @@ MARK_SKIPPED = "UPDATE steps SET skipped = 1 WHERE job IN (SELECT value FROM jso
 
 # ---------------------------------------------------------------------------------------------------------------- verbs
 
-WORKFLOW_STATE = "SELECT number, state, cancel_requested_at, paused_at, undoing_at FROM workflows WHERE id = ?1"
+WORKFLOW_STATE = "SELECT number, state, cancel_requested_at, paused_at, undoing_at, kind FROM workflows WHERE id = ?1"
 OPEN_STEPS = """
 SELECT json_group_array(j.seq) FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
 WHERE s.workflow = ?1 AND j.completed_at IS NULL
@@ -141,9 +142,14 @@ NEXT_DEADLINE = "SELECT min(deadline_at) FROM workflows INDEXED BY workflows_due
 
 # --------------------------------------------------------------------------------------------------------------- reading
 
-WORKFLOW = """number, id, name, state, total_steps, open, done, input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
+# Of a durable function, its steps are what it has asked for so far.
+WORKFLOW = """number, id, name, state,
+  CASE kind WHEN 'function' THEN (SELECT count(*) FROM checkpoints WHERE workflow = number) ELSE total_steps END, open,
+  CASE kind WHEN 'function' THEN (SELECT count(*) FROM checkpoints c WHERE c.workflow = number AND c.state = 'completed') ELSE done END,
+  input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
   completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, of_definition, of_version,
-  schedule, scheduled_for, undoing_at, changed"""
+  schedule, scheduled_for, kind,
+  (SELECT p.id FROM checkpoints c CROSS JOIN workflows p ON p.number = c.workflow WHERE c.child = workflows.number), undoing_at, changed"""
 
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """
@@ -156,6 +162,7 @@ SELECT s.name, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN job
 WHERE s.workflow = ?1 AND s.role = 'step' AND (j.state = 'completed' OR (s.skipped AND j.state = 'cancelled'))
 """
 UNDONE_STEPS = "SELECT DISTINCT name FROM steps WHERE workflow = ?1 AND role = 'undo'"
+IS_FUNCTION = "SELECT kind = 'function' FROM workflows WHERE id = ?1"
 CHANGE_OF_WORKFLOW = """
 SELECT w.state, max(w.changed, coalesce(max(j.changed), 0))
 FROM workflows w LEFT JOIN steps s ON s.workflow = w.number LEFT JOIN jobs j ON j.seq = s.job WHERE w.id = ?1 GROUP BY w.number

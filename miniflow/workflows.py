@@ -46,7 +46,7 @@ RUNNING, COMPLETED, FAILED, CANCELLED = STATES = ("running", "completed", "faile
 OVERDUE_MAX = 100  # in one transaction
 
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
-_decode_ended = msgspec.json.Decoder(list[tuple[str, str]]).decode
+_decode_ended = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
 _decode = msgspec.json.Decoder().decode
 
 
@@ -58,6 +58,7 @@ class _Standing(NamedTuple):
     cancel_requested_at: int | None
     paused_at: int | None
     undoing_at: int | None
+    kind: str
 
 
 class Workflows:
@@ -172,9 +173,14 @@ class Workflows:
             return
         tx.count(WORKFLOWS, RUNNING, -n)
         ended = _decode_ended(tx.run(sql.ENDED_BY, seqs, tx.number)[0][0])
-        for _, state in ended:
+        for _, state, _, _ in ended:
             tx.count(WORKFLOWS, state)
-        self._jobs.publish(tx, lambda: [one for one, _ in ended])
+        self._jobs.publish(tx, lambda: [one for one, *_ in ended])
+        checkpoints = self._jobs.checkpoints
+        checkpoints.ended(tx, [number for _, _, number, _ in ended])
+        stopped = [number for _, _, number, asked in ended if asked]
+        for child in checkpoints.open_children(tx, stopped) if stopped else ():
+            self._stop(tx, child, None)
 
     def prepare(self, tx: Transaction, seqs: list[int]) -> tuple[dict[int, str], set[int]]:
         """The turn of these steps has come: fill in what they refer to. Answers those that are not to run, with the reason, and
@@ -244,6 +250,7 @@ class Workflows:
         return verb
 
     def _stop(self, tx: Transaction, number: int, error: str | None) -> None:
+        tx.on_commit(lambda: self._jobs.checkpoints.paused.discard(number))
         if error is None:
             tx.run(sql.REQUEST_CANCEL, number, tx.now_ms, tx.number)
         else:
@@ -254,13 +261,14 @@ class Workflows:
         """Run it on from where it failed: dead steps run again, cancelled ones wait again for those they need."""
 
         def verb(tx: Transaction) -> str:
-            number, state, _, _, undoing_at = self._find(tx, workflow_id)
+            number, state, _, _, undoing_at, _ = self._find(tx, workflow_id)
             if state not in (FAILED, CANCELLED):
                 remedy = "rerun it" if state == COMPLETED else "it has not failed yet"
                 raise TransitionRefused(workflow_id, "retry", state, remedy, kind="workflow")
             if undoing_at is not None:
                 self.compensation.forget(tx, number, workflow_id, state)
             rows = tx.run(sql.FAILED_STEPS, number)
+            self._jobs.checkpoints.revive(tx, number, [seq for seq, *_ in rows])
             lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
             seqs = json_text([seq for seq, _ in lost])
             tx.run(sql.REVIVE_STEPS, seqs, tx.now_ms, tx.number)
@@ -278,11 +286,12 @@ class Workflows:
         """No further step becomes ready; what is queued or runs goes on."""
 
         def verb(tx: Transaction) -> None:
-            number, state, _, paused_at, _ = self._find(tx, workflow_id)
+            number, state, _, paused_at, *_ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
             if paused_at is None:
                 tx.run(sql.PAUSE, number, tx.now_ms, tx.number)
+                tx.on_commit(lambda: self._jobs.checkpoints.paused.add(number))
 
         return verb
 
@@ -290,11 +299,12 @@ class Workflows:
         """Steps whose turn came meanwhile become ready."""
 
         def verb(tx: Transaction) -> None:
-            number, state, _, paused_at, _ = self._find(tx, workflow_id)
+            number, state, _, paused_at, *_ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "resume", state, kind="workflow")
             if paused_at is not None:
                 tx.run(sql.RESUME, number, tx.now_ms, tx.number)
+                tx.on_commit(lambda: self._jobs.checkpoints.paused.discard(number))
                 self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.PENDING_STEPS, number)[0][0]))
 
         return verb
@@ -328,6 +338,7 @@ class Workflows:
             return
         again = self.expansion.revive(tx, seqs)
         tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
+        self._jobs.checkpoints.run_again(tx, seqs)
         for _, state, undo in rows:
             self.compensation.wanted |= bool(undo)
             tx.count(WORKFLOWS, state, -1)
@@ -343,6 +354,11 @@ class Workflows:
             raise NotFound("workflow", workflow_id)
         return _Standing(*rows[0])
 
+    def standing(self, tx: Transaction, workflow_id: str) -> tuple[int, str, str]:
+        """(number, state, kind). NotFound if there is none."""
+        found = self._find(tx, workflow_id)
+        return found.number, found.state, found.kind
+
     # ---------------------------------------------------------------------------------------------------------- deadlines
 
     def due_in_s(self) -> float:
@@ -352,6 +368,7 @@ class Workflows:
         """At start; ``ended`` are the rows that a dead process left running, and that have ended with it."""
         self.compensation.load(tx)
         self.expansion.load(tx)
+        self._jobs.checkpoints.load(tx)
         self.ended(tx, ended)
         self.settle(tx)
         self.look(tx)

@@ -79,6 +79,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _compensations(look)
         if not deleted:
             _expanded(look)
+        _functions(look)
         connection.execute("ROLLBACK")
     assert not look.problems, "\n".join([str(path), *look.problems])
 
@@ -203,7 +204,8 @@ def _dependencies(look: Snapshot, *, replayed: bool) -> None:
         "pending, though all that it depends on has ended",
         "SELECT id FROM jobs WHERE state = 'pending' "
         f"AND NOT EXISTS (SELECT 1 FROM {both} WHERE c.seq = jobs.seq AND p.completed_at IS NULL) "
-        "AND seq NOT IN (SELECT job FROM steps s JOIN workflows w ON w.number = s.workflow WHERE w.paused_at IS NOT NULL)",
+        "AND seq NOT IN (SELECT job FROM steps s JOIN workflows w ON w.number = s.workflow "
+        "WHERE w.paused_at IS NOT NULL OR s.asleep)",
     )
     if replayed:  # then a job may have begun before what it depends on ended for the last time
         return
@@ -327,6 +329,54 @@ def _expanded(look: Snapshot) -> None:
         "what items returned, not as the step that stands for them says",
         f"SELECT p.id FROM {both} AND p.state = 'completed' AND json(p.result) IS NOT "
         f"(SELECT json_group_array(json(coalesce(j.result, 'null')) ORDER BY i.job) FROM {items})",
+    )
+
+
+def _functions(look: Snapshot) -> None:
+    """A checkpoint belongs to a run, in order; a run sleeps only for what has not come yet, and can come."""
+    run = "steps s JOIN workflows w ON w.number = s.workflow AND w.kind = 'function' JOIN jobs j ON j.seq = s.job"
+    awaited = "checkpoints c WHERE c.workflow = w.number AND c.awaited AND c.state = 'waiting'"
+    comes = (
+        "(c.wake_at IS NOT NULL OR (c.kind = 'event' AND NOT EXISTS (SELECT 1 FROM workflow_events e "
+        "WHERE e.workflow = w.number AND e.name = c.name)) "
+        "OR EXISTS (SELECT 1 FROM workflows child WHERE child.number = c.child AND child.state = 'running'))"
+    )
+    look.none(
+        "a checkpoint, or an event, of what is no durable function",
+        "SELECT w.id FROM workflows w WHERE w.kind <> 'function' AND ("
+        "EXISTS (SELECT 1 FROM checkpoints WHERE workflow = w.number) "
+        "OR EXISTS (SELECT 1 FROM workflow_events WHERE workflow = w.number))",
+    )
+    look.none("a run that has not one job", "SELECT id FROM workflows w WHERE kind = 'function' AND total_steps <> 1")
+    look.none(
+        "asleep, and nothing can wake it",
+        f"SELECT w.id, j.state FROM {run} WHERE s.asleep AND j.state IN ('pending', 'scheduled') "
+        f"AND NOT EXISTS (SELECT 1 FROM {awaited} AND {comes})",
+    )
+    look.none(
+        "asleep without a time, though what it waits for has one",
+        f"SELECT w.id FROM {run} WHERE s.asleep AND j.state = 'pending' "
+        f"AND EXISTS (SELECT 1 FROM {awaited} AND c.wake_at IS NOT NULL)",
+    )
+    look.none(
+        "sleeps for longer than what it waits for first",
+        f"SELECT w.id, j.run_at FROM {run} WHERE s.asleep AND j.state = 'scheduled' "
+        f"AND j.run_at IS NOT (SELECT min(c.wake_at) FROM {awaited})",
+    )
+    look.none(
+        "waits for an event that is there",
+        "SELECT w.id, c.name FROM checkpoints c JOIN workflow_events e ON e.workflow = c.workflow AND e.name = c.name "
+        "JOIN workflows w ON w.number = c.workflow WHERE c.kind = 'event' AND c.state = 'waiting'",
+    )
+    look.none(
+        "waits for a run that has ended",
+        "SELECT c.workflow, w.id, w.state FROM checkpoints c JOIN workflows w ON w.number = c.child "
+        "WHERE c.state = 'waiting' AND w.state <> 'running'",
+    )
+    look.none(
+        "went on before what it had asked for was over",
+        "SELECT c.workflow, c.idx, c.kind, c.state FROM checkpoints c WHERE c.state IN ('running', 'waiting') "
+        "AND c.kind <> 'workflow' AND EXISTS (SELECT 1 FROM checkpoints l WHERE l.workflow = c.workflow AND l.grp > c.grp)",
     )
 
 

@@ -120,7 +120,7 @@ RUNS = {
 
 def task_card(task: TaskInfo, width: int | None) -> list[Text]:
     """A task in words."""
-    runs = RUNS.get(task.executor, task.executor)
+    runs = "as a workflow" if task.durable else RUNS.get(task.executor, task.executor)
     lines = pairs(
         [
             ("task", task.name),
@@ -132,7 +132,7 @@ def task_card(task: TaskInfo, width: int | None) -> list[Text]:
             ("timeout", span(task.timeout) if task.timeout else ""),
             ("heartbeat", words.heartbeat(task.heartbeat, task.on_stall)),
             ("from", task.file or task.module or ""),
-            ("submit", words.example(task)),
+            ("start" if task.durable else "submit", words.example(task)),
         ],
         width,
     )

@@ -337,15 +337,31 @@ def takes_anything(schema: Schema) -> bool:
 
 
 def example(task: TaskInfo) -> str:
-    """A command that submits the task, with values for the fields that it must have."""
+    """A command that submits the task, or starts the workflow, with values for the fields that it must have."""
     required = set(task.schema.get("required", ()))
     defs = task.schema.get("$defs", {})
+    if task.durable:
+        fields = {
+            name: _sample(one, defs, name).strip("'")
+            for name, one in task.schema.get("properties", {}).items()
+            if name in required
+        }
+        given = ", ".join(f'"{name}": {value if _is_json(value) else as_json(value)}' for name, value in fields.items())
+        return f"miniflow workflow start {task.name}" + (f" --input '{{{given}}}'" if given else "")
     values = [
         f"{name}={_sample(one, defs, name)}"
         for name, one in task.schema.get("properties", {}).items()
         if name in required
     ]
     return " ".join(["miniflow submit", task.name, *values])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _sample(schema: Schema, defs: Schema, name: str) -> str:

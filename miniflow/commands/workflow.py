@@ -15,9 +15,10 @@ from rich.text import Text
 from miniflow.commands import exits, words
 from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
-from miniflow.commands.session import LAST, Session, remote
+from miniflow.commands.session import Session, remote
 from miniflow.commands.tables import Column, fitting, pairs, table
 from miniflow.commands.values import json_of, read_text
+from miniflow.commands.workflow_names import ID, IDS, id_of, is_file, is_function
 from miniflow.commands.workflow_views import status_of, summary, tree
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = '{"name": "report", "steps": [{"name": "load", "task": "noop"}]}'
 STATES = ("running", "completed", "failed", "cancelled")
-ID = click.argument("workflow_id", metavar="ID")
-IDS = click.argument("workflow_ids", metavar="ID...", nargs=-1, required=True)
 
 
 @click.group(cls=Group)
@@ -43,22 +42,15 @@ def workflow() -> None:
     """
 
 
-def _id(session: Session, given: str) -> str:
-    if given != LAST:
-        return given
-    newest = session.client.workflows.page(limit=1).items
-    if not newest:
-        raise Complaint("there is no workflow yet", exits.NOT_FOUND)
-    return newest[0].id
-
-
 # --------------------------------------------------------------------------------------------------------------- starting
 
 
 @remote(exits.JOB_FAILED)
 @click.argument("what", metavar="FILE|NAME")
 @click.option("--version", type=click.IntRange(1), metavar="N", help="of the definition NAME; else its newest")
-@click.option("--input", "given", metavar="JSON", help="what the steps refer to as ${input}")
+@click.option(
+    "--input", "given", metavar="JSON", help="what the steps refer to as ${input}, or what the function takes"
+)
 @click.option("--idempotency-key", metavar="TEXT", help="the same key starts no second one")
 @click.option("--wait", is_flag=True, help="show its steps as they run, until it has ended")
 @click.option("--quiet", is_flag=True, help="print only the id")
@@ -73,17 +65,23 @@ def start(
 ) -> None:
     """Start a workflow.
 
-    NAME is a definition that is kept. FILE is JSON or TOML with a name, steps, and what else POST /api/v1/workflows takes; - for
-    JSON on the standard input. With --wait the exit code says whether it ended well.
+    NAME is a durable function, or a definition that is kept. FILE is JSON or TOML with a name, steps, and what else POST
+    /api/v1/workflows takes; - for JSON on the standard input. With --wait the exit code says whether it ended well.
 
     \b
     Examples:
       miniflow workflow start report.json
       miniflow workflow start report.json --input '{"day": "monday"}' --wait
       miniflow workflow start nightly --version 3
+      miniflow workflow start order --input '{"cents": 1200}'
     """
     wanted: dict[str, Any] = {}
-    by_name = not _is_file(what)
+    by_name = not is_file(what)
+    if by_name and version is None and is_function(session, what):
+        value = None if given is None else json_of(given, "--input")
+        run = session.client.workflows.start_function(what, value, idempotency_key=idempotency_key)
+        _started(session, run, wait=wait, quiet=quiet)
+        return
     if not by_name:
         wanted = _definition(what)
         name, steps = wanted.pop("name", None), wanted.pop("steps", None)
@@ -143,10 +141,6 @@ def _live(session: Session, workflow_id: str) -> None:
             live.update(Group(*shown), refresh=True)
 
 
-def _is_file(what: str) -> bool:
-    return what == "-" or what.endswith((".json", ".toml")) or Path(what).is_file()
-
-
 def _definition(file: str) -> dict[str, Any]:
     """What stands in a file: JSON, or TOML by its name."""
     text = read_text(file)
@@ -180,7 +174,7 @@ def show(session: Session, workflow_id: str, follow: bool) -> None:
       miniflow workflow show last
       miniflow workflow show last -f
     """
-    found = session.client.workflows.get(_id(session, workflow_id))
+    found = session.client.workflows.get(id_of(session, workflow_id))
     if follow:
         _follow(session, found, quiet=False)
     elif session.json:
@@ -229,7 +223,7 @@ def _status(one: Workflow) -> Text:
 
 def _each(session: Session, verb: str, workflow_ids: tuple[str, ...]) -> None:
     for given in workflow_ids:
-        found = getattr(session.client.workflows, verb)(_id(session, given))
+        found = getattr(session.client.workflows, verb)(id_of(session, given))
         if session.json:
             session.document(found)
         else:
@@ -299,12 +293,36 @@ def delete(session: Session, workflow_ids: tuple[str, ...]) -> None:
       miniflow workflow delete last
     """
     for given in workflow_ids:
-        workflow_id = _id(session, given)
+        workflow_id = id_of(session, given)
         session.client.workflows.delete(workflow_id)
         if session.json:
             session.document({"id": workflow_id, "deleted": True})
         else:
             session.line(f"{workflow_id}  deleted")
+
+
+@remote(exits.NOT_FOUND)
+@ID
+@click.argument("name", metavar="NAME")
+@click.option("--payload", metavar="JSON", help="what ctx.wait_event returns; null if left out")
+@click.option("--idempotency-key", metavar="TEXT", help="the same key sends no second one")
+def send(session: Session, workflow_id: str, name: str, payload: str | None, idempotency_key: str | None) -> None:
+    """Send an event to a durable function, for its ctx.wait_event(NAME).
+
+    The first event of a name stays; another one is refused.
+
+    \b
+    Example:
+      miniflow workflow send last paid --payload '{"cents": 1200}'
+    """
+    value = None if payload is None else json_of(payload, "--payload")
+    sent = session.client.workflows.send_event(
+        id_of(session, workflow_id), name, value, idempotency_key=idempotency_key
+    )
+    if session.json:
+        session.document(sent)
+    else:
+        session.line(Text.assemble(sent.workflow_id, "  has the event ", words.plain(sent.name)))
 
 
 @remote(exits.NOT_FOUND, exits.JOB_FAILED)
@@ -324,7 +342,7 @@ def rerun(
       miniflow workflow rerun last --from report --input '{"day": "tuesday"}' --wait
     """
     changed = {} if given is None else {"input": json_of(given, "--input")}
-    started = session.client.workflows.rerun(_id(session, workflow_id), from_step, **changed)
+    started = session.client.workflows.rerun(id_of(session, workflow_id), from_step, **changed)
     _started(session, started, wait=wait, quiet=quiet)
 
 
@@ -420,7 +438,7 @@ def undefine(session: Session, names: tuple[str, ...]) -> None:
             session.line(f"{words.plain(name)}  deleted")
 
 
-COMMANDS = (start, show, list_, cancel, retry, rerun, pause, resume, delete, define, definitions, undefine)
+COMMANDS = (start, show, list_, send, cancel, retry, rerun, pause, resume, delete, define, definitions, undefine)
 list_.name = "list"
 for _command in COMMANDS:
     workflow.add_command(_command)

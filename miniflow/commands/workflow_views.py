@@ -26,6 +26,7 @@ MARKS = {
     "queued": "·",
     "scheduled": "·",
     "pending": " ",
+    "waiting": "…",
 }
 """Of a state. It stands beside the word."""
 PLAIN_MARKS = {
@@ -62,37 +63,48 @@ def tree(workflow: Workflow, width: int | None, at: dt.datetime, *, plain: bool 
     whole.append(f"  {took}" if took else "", "dim")
     lines = [fitting(whole, width)]
     for step, depth in _branches(workflow.steps):
-        lines += _lines(step, "  " * (depth + 1), step.name, width, at, plain=plain)
+        about = _about(step, _what(step), at)
+        lines += _lines(step, "  " * (depth + 1), step.name, about, width, plain=plain)
     for undo in workflow.compensations:
-        lines += _lines(
-            undo, "  ", undo.name if undo.name == "on_failure" else f"undo {undo.name}", width, at, plain=plain
-        )
+        about = _about(undo, [] if undo.name == undo.task else [words.plain(undo.task)], at)
+        name = undo.name if undo.name == "on_failure" else f"undo {undo.name}"
+        lines += _lines(undo, "  ", name, about, width, plain=plain)
+    if workflow.kind == "function" and workflow.status == "completed":
+        lines.append(fitting(Text.assemble("  returned ", words.one_line(words.as_json(workflow.output))), width))
     return lines
 
 
 def _lines(
-    step: WorkflowStep | Compensation, indent: str, name: str, width: int | None, at: dt.datetime, *, plain: bool
+    step: WorkflowStep | Compensation, indent: str, name: str, about: str, width: int | None, *, plain: bool
 ) -> list[Text]:
     mark = (PLAIN_MARKS if plain else MARKS).get(step.status, " ")
     line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(name), "  ")
-    line.append_text(words.state(step.status)).append(_about(step, at), "dim")
+    line.append_text(words.state(step.status)).append(about, "dim")
     lines = [fitting(line, width)]
-    if step.error and step.status in ("dead_letter", "failed", "retrying", "expired", "cancelled"):
+    if step.error and step.status in ("dead_letter", "failed", "retrying", "expired", "cancelled", "waiting"):
         style = "dim" if step.status == "cancelled" else "red"
         lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
     return lines
 
 
-def _about(step: WorkflowStep | Compensation, at: dt.datetime) -> str:
-    parts = [] if step.name == step.task else [words.plain(step.task)]
-    items = getattr(step, "items", None)
-    if items is not None:
-        parts.append(f"{items.done} of {items.total}" + (f", {items.failed} failed" if items.failed else ""))
+def _what(step: WorkflowStep) -> list[str]:
+    """What it is, and how far."""
+    if step.task:
+        parts = [] if step.name == step.task else [step.task]
+    else:  # of a durable function
+        parts = [one for one in ("" if step.name == step.kind else step.kind, step.waits, step.workflow_id) if one]
+    if step.items is not None:
+        failed = f", {step.items.failed} failed" if step.items.failed else ""
+        parts.append(f"{step.items.done} of {step.items.total}{failed}")
+    return [words.plain(part) for part in parts]
+
+
+def _about(step: WorkflowStep | Compensation, parts: list[str], at: dt.datetime) -> str:
     if step.started_at is not None and step.status in ("running", "completed", "dead_letter", "failed"):
         parts.append(_took(step.started_at, step.completed_at, at))
     if step.attempt > 1:
         parts.append(f"attempt {step.attempt}")
-    return "".join(f"  {part}" for part in parts)
+    return "".join(f"  {part}" for part in parts if part)
 
 
 def _took(begun: dt.datetime | None, ended: dt.datetime | None, at: dt.datetime) -> str:
@@ -125,6 +137,7 @@ def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
         ("ended", words.when(workflow.completed_at, at)),
         ("error", Text(words.plain(workflow.error or ""), "red")),
         ("rerun of", workflow.rerun_of or ""),
+        ("spawned by", workflow.parent or ""),
         (
             "definition",
             f"{words.plain(workflow.definition)}, version {workflow.version}" if workflow.definition else "",
@@ -135,6 +148,6 @@ def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
             if workflow.scheduled_for
             else "",
         ),
-        ("output", "" if workflow.output is None else words.as_json(workflow.output)),
         ("input", "" if workflow.input is None else words.as_json(workflow.input)),
+        ("output", "" if workflow.output is None else words.as_json(workflow.output)),
     ]

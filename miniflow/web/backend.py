@@ -10,6 +10,7 @@ from miniflow.clock import Clock
 from miniflow.control import PoolSize, PoolSizeChange
 from miniflow.definitions import Definitions
 from miniflow.feed import Feed
+from miniflow.function_intake import FunctionIntake
 from miniflow.intake import Intake
 from miniflow.jobs import Jobs
 from miniflow.listing import Listing
@@ -48,6 +49,7 @@ class Backend:
     workflow_intake: WorkflowIntake
     workflow_queries: WorkflowQueries
     definitions: Definitions
+    function_intake: FunctionIntake
     listing: Listing
     feed: Feed
     roster: Roster

@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 
 from miniflow import workflow_graph
-from miniflow.web import workflows
-from miniflow.web.describing import readable
+from miniflow.function_intake import FunctionSubmission
+from miniflow.step_shape import BadItem, Compensation, Items, ReceivedEvent, WorkflowStep
+from miniflow.web import functions, workflows
+from miniflow.web.describing import either, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Body, Operation
 from miniflow.web.examples import AT, ID
-from miniflow.workflow_queries import BadItem, Compensation, Items, Workflow, WorkflowPage, WorkflowStep
+from miniflow.workflow_queries import Workflow, WorkflowPage
 
 JOB_ID = "0199e0c4-7d3e-7a41-9c1f-2b6e5d8a4f11"
 NEW: dict[str, Any] = {
@@ -72,6 +74,8 @@ STARTS: dict[str, Any] = {
         ],
     },
 }
+STARTS["a durable function"] = {"workflow": "order", "input": {"cents": 1200}, "idempotency_key": "order-4711"}
+SENT: dict[str, Any] = {"workflow_id": ID, "name": "paid", "payload": {"cents": 1200}}
 _NEWS = f"id: 4711-0\nevent: workflow\ndata: {msgspec.json.encode(RUN).decode()}\n\n"
 EVENTS = f'retry: 1000\n\n{_NEWS}event: end\ndata: {{"status": "completed"}}\n\n'
 
@@ -88,7 +92,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Workflow.error": "The first step that did not end well, and why; and each compensation that did not",
     "Workflow.definition": "The kept definition that it was started from",
     "Workflow.version": "Of that definition",
-    "Workflow.output": "What it returns, where its definition has an `output`",
+    "Workflow.output": "What it returns: of a definition with an `output`, or what the durable function returned",
     "WorkflowSubmission.name": "What it is called; the name of its definition where it is left out",
     "WorkflowSubmission.steps": "The steps; or name a `definition`",
     "WorkflowSubmission.definition": "A kept definition, in place of `steps`",
@@ -104,7 +108,6 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "WorkflowStep.when": "Its condition",
     "WorkflowStep.executor": "How it is run, where that is not as its task says",
     "WorkflowStep.payload": "With its references filled in, once its turn has come; left out where it is long",
-    "WorkflowStep.output": "What the task returned; left out where it is long",
     "Step.name": "What others refer to it by; that of its task where it is left out",
     "Step.task": "The name of the task",
     "Step.type": "Another name for `task`; one of the two is needed",
@@ -122,21 +125,44 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Work.type": "Another name for `task`; one of the two is needed",
     "Work.payload": "What the task takes; may refer to `${workflow.error}`, `${workflow.status}` and `${workflow.failed_step}`",
     "Work.executor": "Run it in a thread, or in a process of its own, whatever the task says",
-    "WorkflowSubmission.on_failure": "What is run when it does not end well, after all compensations",
+    "Start.on_failure": "What is run when it does not end well, after all compensations",
     "Step.executor": "Run it in a thread, or in a process of its own, whatever the task says",
     "Step.needs": "Names of steps that must have ended well before; where no step has it, they run in order",
     "Step.when": "Skipped unless this holds: `${steps.check.rows} > 0`, `not ${input.dry}`",
-    "WorkflowSubmission.input": "What steps refer to as `${input}`",
-    "WorkflowSubmission.timeout": "Seconds for the whole, after which it has failed",
+    "Workflow.kind": {"enum": ["steps", "function"], "description": "Steps that were declared, or a durable function"},
+    "Workflow.job_id": "The job that runs the durable function",
+    "Workflow.events": "What was sent to the durable function, whether it has asked for it or not",
+    "ReceivedEvent.name": "The first of a name stays",
+    "Workflow.parent": "The run that has spawned this one",
+    "WorkflowStep.kind": "Of a durable function: step, sleep, event, workflow or value",
+    "WorkflowStep.key": "The same each time that it is tried: for systems that take an idempotency key",
+    "WorkflowStep.workflow_id": "The run that it has spawned",
+    "WorkflowStep.waits": "What for, in words",
+    "WorkflowStep.output": "What the task or the step returned, or the payload of the event; left out where it is long",
+    "Start.workflow": "The durable function to run, in place of `name` and `steps`",
+    "Start.input": "What steps refer to as `${input}`; what the durable function takes",
+    "Start.timeout": "Seconds for the whole, sleeps included, after which it has failed",
+    "Start.name": "What the workflow is called; with `steps`",
+    "Start.steps": "With `name`",
+    "Start.queue": "Of a durable function: the queue of its job",
+    "Start.priority": "Of a durable function: the priority of its job",
+    "Start.tags": "Of a durable function: the tags of its job",
+    "NewEvent.name": "What `ctx.wait_event` is given",
+    "NewEvent.payload": "What `ctx.wait_event` returns",
     "Rerun.from": "The step to begin with; the first where it is left out",
     "Rerun.input": "Another input than that of the run before",
 }
 
-OMITTING = (Workflow, WorkflowPage, WorkflowStep, Items, BadItem, Compensation)
+OMITTING = (Workflow, WorkflowPage, WorkflowStep, Items, BadItem, Compensation, ReceivedEvent)
 
 Work: Any = readable(workflow_graph.Work)
 Step: Any = readable(workflow_graph.Step, compensate=Work | None)
-Start = readable(workflow_graph.WorkflowSubmission, steps=list[Step] | None, on_failure=Work | None)
+Start = either(
+    "Start",
+    readable(workflow_graph.WorkflowSubmission, steps=list[Step] | None, on_failure=Work | None),
+    readable(FunctionSubmission),
+)
+NewEvent = readable(functions.NewEvent)
 Rerun = readable(workflows.Rerun)
 
 
@@ -159,6 +185,13 @@ OPERATIONS: dict[str, Operation] = {
     "DELETE /api/v1/workflows/{workflow_id}": Operation("workflows", {204: Answer("it is gone")}, refusals=(409,)),
     "GET /api/v1/workflows/{workflow_id}/events": Operation(
         "workflows", {200: Answer("the stream", texts={EVENT_STREAM: EVENTS}, events=("workflow", "end"))}
+    ),
+    "POST /api/v1/workflows/{workflow_id}/events": Operation(
+        "workflows",
+        {201: Answer("the run has it", functions.Event, SENT, ("Idempotency-Replayed",))},
+        Body(NewEvent, {"a payment": {"name": "paid", "payload": {"cents": 1200}}}),
+        refusals=(409,),
+        headers=("Idempotency-Key",),
     ),
     "POST /api/v1/workflows/{workflow_id}/cancel": Operation(
         "workflows",

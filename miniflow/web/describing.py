@@ -27,6 +27,17 @@ def readable(kind: type[msgspec.Struct], **types: Any) -> type[msgspec.Struct]:
     )
 
 
+def either(name: str, *kinds: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """One shape for what is one of several; which fields go together, the description of each says."""
+    fields = {field.name: field for kind in reversed(kinds) for field in msgspec.structs.fields(kind)}
+    made = []
+    for field in fields.values():
+        required = field.default is msgspec.NODEFAULT
+        made.append((field.name, field.type | None if required else field.type, None if required else field.default))
+    about = " Or: ".join((kind.__doc__ or "").strip() for kind in kinds)
+    return msgspec.defstruct(name, made, forbid_unknown_fields=True, namespace={"__doc__": about}, kw_only=True)
+
+
 def one(tag: str, description: str, shape: Any, example: Any, *headers: str, **more: Any) -> Operation:
     """An operation that answers 200 in one way."""
     return Operation(tag, {200: Answer(description, shape, example, headers)}, **more)

@@ -33,6 +33,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.SearchTooExpensive, 422, "search_too_expensive"),
     (errors.TooLarge, 413, "too_large"),
     (errors.TransitionRefused, 409, "transition_refused"),
+    (errors.LateEvent, 409, "late_event"),
     (errors.IdempotencyConflict, 409, "idempotency_conflict"),
     (errors.ScheduleExists, 409, "schedule_exists"),
     (errors.ScheduleRefused, 409, "schedule_refused"),

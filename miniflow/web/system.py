@@ -97,7 +97,7 @@ class TaskInfo(msgspec.Struct, kw_only=True):
     limit, no rule. ``heartbeat`` and ``on_stall``: silent for how long a job is stalled, and what happens then. ``limits`` has
     [warn, kill] for each limit of the task's own, in bytes, seconds or a number of files. ``concurrency`` is how many of its jobs
     run at once, ``rate`` how many begin in a period; by the fields ``concurrency_key`` only ``concurrency_per_key`` run at once,
-    ``on_conflict`` says what becomes of others."""
+    ``on_conflict`` says what becomes of others. A ``durable`` one is a workflow function: it is started, and not submitted."""
 
     name: str
     description: str
@@ -121,6 +121,7 @@ class TaskInfo(msgspec.Struct, kw_only=True):
     file: str
     schema: dict[str, Any]
     limits: dict[str, list[float | None]] | None
+    durable: bool = False
 
 
 @get("/api/v1/tasks", summary="The tasks that can be submitted")
@@ -178,6 +179,7 @@ def _task(backend: Backend, spec: TaskSpec) -> TaskInfo:
         file=spec.source,
         schema=spec.binding.json_schema(),
         limits=limits.shown(spec.limits),
+        durable=spec.durable,
     )
 
 

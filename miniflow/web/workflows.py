@@ -18,6 +18,7 @@ from miniflow.errors import InvalidRequest, NotFound
 from miniflow.feed import parse_place
 from miniflow.listing import PAGE_MAX
 from miniflow.model import Accepted
+from miniflow.web import functions
 from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond
 from miniflow.web.backend import Backend
 from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
@@ -51,12 +52,16 @@ _decode_rerun = msgspec.json.Decoder(Rerun).decode
 
 @post("/api/v1/workflows", summary="Start a workflow", status_code=201)
 async def start_workflow(request: AnyRequest, backend: Backend) -> Response[bytes]:
-    """Steps that follow one another, each a job. A 201 says that all of it is on the disk.
+    """Steps that follow one another, each a job; or, with `workflow` in place of `name` and `steps`, a run of a durable function
+    of that name. A 201 says that all of it is on the disk.
 
     Without `needs` the steps run one after the other; with it they are a graph. A payload may refer to the input and to what
     steps before it returned: `"${input.day}"`, `"${steps.extract.rows}"`.
     """
-    wanted = decoded(decode_workflow, await request.body())
+    body = await request.body()
+    if functions.asks_for_function(body):
+        return await _start(backend, functions.function_run(request, backend, body, _request_id(request)))
+    wanted = decoded(decode_workflow, body)
     wanted.idempotency_key = idempotency_key(request, wanted.idempotency_key)
     of = None
     if wanted.definition is not None and wanted.version is not None:
@@ -80,6 +85,10 @@ async def _start(backend: Backend, new: NewWorkflow) -> Response[bytes]:
         found = backend.workflow_queries.workflow(accepted.id)
         found.steps = None
         return respond(found, 201, headers)
+    return _accepted(backend, new, headers)
+
+
+def _accepted(backend: Backend, new: NewWorkflow, headers: dict[str, str]) -> Response[bytes]:
     return respond(workflow_of_new(new, backend.clock.now_ms()), 201, headers)
 
 
@@ -176,8 +185,14 @@ async def resume_workflow(workflow_id: str, backend: Backend) -> Response[bytes]
 @post("/api/v1/workflows/{workflow_id:str}/rerun", summary="Run a workflow again", status_code=201)
 async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend) -> Response[bytes]:
     """A new run of the same steps, from one of them on: that one, and all that need it. The outputs of the others are taken over.
-    With another input, if one is given. ``rerun_of`` is the run before."""
+    With another input, if one is given. ``rerun_of`` is the run before. Of a durable function, `from` is the name or the number
+    of a step, and what was recorded before it is taken over."""
     wanted = decoded(_decode_rerun, await request.body() or b"{}")
+    if backend.workflow_queries.is_function(workflow_id):
+        made = await functions.rerun_function(
+            backend, workflow_id, wanted.from_step, wanted.input, _request_id(request)
+        )
+        return _accepted(backend, made, {"location": f"/api/v1/workflows/{made.id}"})
     before, definition, outputs = backend.workflow_queries.definition(workflow_id)
     kept: dict[str, Any] = {}
     if wanted.from_step is not None:

@@ -20,12 +20,19 @@ from tests.servers import Server
 Json = dict[str, Any]
 
 GREET = """
-from miniflow import task
+from typing import Any
+
+from miniflow import WorkflowContext, task, workflow
 
 
 @task
 def greet(name: str, times: int = 1) -> list[str]:
     return [f"Hello, {name}!"] * times
+
+
+@workflow
+def order(ctx: WorkflowContext, payload: dict[str, Any]) -> Any:
+    return ctx.wait_event("paid")
 """
 METHODS = ("get", "post", "put", "patch", "delete")
 

@@ -17,6 +17,7 @@ from miniflow import (
     definition_statements,
     dependency_statements,
     expansion_statements,
+    function_statements,
     list_statements,
     rule_statements,
     statements,
@@ -33,6 +34,7 @@ STATEMENTS = {
         compensation_statements,
         expansion_statements,
         definition_statements,
+        function_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
@@ -101,7 +103,7 @@ def fill(connection: apsw.Connection) -> None:
 def scans(connection: apsw.Connection, sql: str) -> list[str]:
     """The lines of the plan that walk a whole table of jobs, attempts or logs, or an index of one without a bound."""
     plan = plan_of(connection, sql)
-    tables = "jobs|attempts|logs|edges|steps|workflows"
+    tables = "jobs|attempts|logs|edges|steps|workflows|checkpoints|workflow_events"
     names = "|".join([tables, *re.findall(rf"\b(?:{tables}) (?:AS )?([a-z])\b", sql)])
     return [line for line in plan if re.match(rf"SCAN ({names})\b", line) and not is_partial(line)]
 

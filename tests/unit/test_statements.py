@@ -11,6 +11,7 @@ from miniflow import (
     definition_statements,
     dependency_statements,
     expansion_statements,
+    function_statements,
     rule_statements,
     statements,
     workflow_statements,
@@ -26,6 +27,7 @@ STATEMENTS = {
         compensation_statements,
         expansion_statements,
         definition_statements,
+        function_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))

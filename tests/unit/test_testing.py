@@ -11,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from miniflow import BaseJob, JobContext, JobFailed, RetryAfter, current_job, registry, schedule, task
-from miniflow.answers import JobExpired
+from miniflow import (
+    BaseJob,
+    JobContext,
+    JobFailed,
+    RetryAfter,
+    WorkflowContext,
+    current_job,
+    registry,
+    schedule,
+    task,
+    workflow,
+)
+from miniflow.answers import JobExpired, ResultNotReady
 from miniflow.clock import ManualClock
 from miniflow.errors import InvalidRequest, MiniFlowError, SettingsError, UnknownTask
 from miniflow.huey_adapter import huey
@@ -207,6 +218,31 @@ def test_a_task_for_a_process_runs_in_the_thread_of_the_test(jobs: Harness) -> N
         return [n, job.task, threading.get_ident()]
 
     assert jobs.run(where, {"n": 1}) == [1, "where", threading.get_ident()]
+
+
+def test_a_durable_function_runs_through_its_sleeps_and_waits_for_the_events_of_the_test(jobs: Harness) -> None:
+    done: list[str] = []
+
+    @workflow
+    def trial(ctx: WorkflowContext, days: int) -> str:
+        ctx.step(done.append, "begun")
+        ctx.sleep(dt.timedelta(days=days))
+        return f"asked after {days} days: {ctx.wait_event('answer')}"
+
+    run = jobs.submit(trial, {"days": 30})
+    (asleep,) = jobs.drain()
+    assert (asleep.status, asleep.scheduled_at) == (State.SCHEDULED, jobs.clock.now + dt.timedelta(days=30))
+    jobs.clock.advance(dt.timedelta(days=30))
+    jobs.drain()
+    jobs.send_event(run, "answer", "yes")
+    jobs.drain()
+    assert (jobs.job(run).result, done) == ("asked after 30 days: yes", ["begun"])
+
+    other = trial.start({"days": 1})
+    jobs.send_event(other, "answer", "early")
+    assert jobs.drain(scheduled=True)[-1].result == "asked after 1 days: early"
+    with pytest.raises(ResultNotReady):
+        jobs.run(trial, {"days": 1})
 
 
 def test_classes_and_tasks_of_huey_are_tasks_as_well(jobs: Harness) -> None:
