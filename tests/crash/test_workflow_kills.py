@@ -30,7 +30,7 @@ def steps_of(rng: random.Random, runs_file: Path) -> tuple[list[dict[str, Any]],
         ms: Any = rng.randrange(60)
         return {"name": name, "task": task, "payload": {"journal": str(runs_file), "ms": ms}, **fields}
 
-    shape = rng.randrange(4)
+    shape = rng.randrange(6)
     if shape == 0:
         return [step(f"s{n}") for n in range(4)], "completed"
     if shape == 1:
@@ -40,7 +40,14 @@ def steps_of(rng: random.Random, runs_file: Path) -> tuple[list[dict[str, Any]],
         return [step("first", needs=[]), *middle, last], "completed"
     if shape == 2:
         return [step("first"), step("skipped", when="${steps.first} > 100"), step("flaky", "flaky")], "completed"
-    return [step("first"), step("bad", "hopeless"), step("never")], "failed"
+    if shape == 3:
+        return [step("first"), step("bad", "hopeless"), step("never")], "failed"
+    if shape == 4:
+        each = step("each", for_each=[rng.randrange(60) for _ in range(4)], max_parallel=2)
+        each["payload"]["ms"] = "${item}"
+        return [each, step("last", when="${steps.each.3} >= 0")], "completed"
+    undo = {"task": "plain", "payload": {"journal": str(runs_file), "ms": "${output}"}}
+    return [step("one", compensate=undo), step("two", compensate=undo), step("bad", "hopeless")], "failed"
 
 
 def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
@@ -50,6 +57,7 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
     pause = threading.Event()  # never set: a wait that can be interrupted
     runs_file = tmp_path / "journal"
     wanted: dict[str, str] = {}
+    undoes: dict[str, int] = {}
     with Server(tmp_path, {"journal.py": journal.TASKS}, workers=4) as server:
         with server.client() as http:
             for n in range(WORKFLOWS):
@@ -59,6 +67,7 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
                 )
                 assert answer.status_code == 201, answer.text
                 wanted[answer.json()["id"]] = end
+                undoes[answer.json()["id"]] = sum("compensate" in step for step in steps)
         for _ in range(ROUNDS):
             pause.wait(rng.uniform(0.05, 0.5))
             server.kill9()
@@ -76,7 +85,13 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
             "SELECT w.id, max(j.crashes) FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job "
             "GROUP BY 1"
         ))  # fmt: skip
-        twice = list(connection.execute("SELECT workflow, idx FROM steps GROUP BY 1, 2 HAVING count(*) > 1"))
+        twice = list(
+            connection.execute("SELECT workflow, idx, name, role FROM steps GROUP BY 1, 2, 3, 4 HAVING count(*) > 1")
+        )
+        undone = dict(connection.execute(
+            "SELECT w.id, count(*) FROM steps u JOIN workflows w ON w.number = u.workflow JOIN jobs j ON j.seq = u.job "
+            "WHERE u.role = 'undo' AND j.state = 'completed' GROUP BY 1"
+        ))  # fmt: skip
         empty = list(connection.execute(
             "SELECT j.id FROM steps s JOIN jobs j ON j.seq = s.job WHERE j.state = 'completed' AND j.result IS NULL"
         ))  # fmt: skip
@@ -89,3 +104,4 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
     for workflow, end in wanted.items():
         if crashes[workflow] < 3:
             assert ended[workflow] == end, workflow
+            assert undone.get(workflow, 0) == undoes[workflow], workflow
