@@ -27,7 +27,7 @@ from miniflow.operations import Operation
 from miniflow.recording import COMPLETED, FAILED, WAITING, Checkpoint, Suspension
 from miniflow.states import State
 from miniflow.workflow_intake import NewWorkflow
-from miniflow.writer import Singly, Transaction, Writer, json_text
+from miniflow.writer import Singly, Transaction, Undone, Writer, json_text
 
 if TYPE_CHECKING:
     from miniflow.jobs import Jobs
@@ -100,6 +100,16 @@ class Checkpoints:
         """Of the kind "checkpoint"."""
         self._begun.pop((run.number, one.idx), None)
         return Operation("checkpoint", Put(run, one))
+
+    def putting(self, run: Run, one: Checkpoint) -> Callable[[Transaction], None]:
+        """The same, as a part of a transaction. Undone if the lease is gone."""
+        self._begun.pop((run.number, one.idx), None)
+
+        def put(tx: Transaction) -> None:
+            if not self._write(tx, [Put(run, one)]):
+                raise Undone("the attempt was given up; what it has done since is not recorded")
+
+        return put
 
     def _mark(self, tx: Transaction) -> None:
         if not self._begun:

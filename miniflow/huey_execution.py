@@ -37,6 +37,7 @@ from miniflow.errors import (
     TaskExit,
     TaskFailed,
     TooLarge,
+    TransactionRefused,
 )
 from miniflow.executors import coroutine, thread
 from miniflow.executors.process import RemoteResult
@@ -50,6 +51,7 @@ from miniflow.registry import TaskSpec
 from miniflow.replay import Replay
 from miniflow.run_record import RunRecord
 from miniflow.states import State
+from miniflow.step_calls import current_step
 from miniflow.transactions import Lent
 from miniflow.workflow_context import WorkflowContext
 from miniflow.writer import Transaction, Undone
@@ -226,7 +228,18 @@ class Execution:
         own = own_executor(self.attempt.claimed.options) if self.spec.executor in ("thread", "process") else None
         return (own or self.spec.executor) == "thread"
 
+    def _transaction_of_step(self) -> Lent:
+        step = current_step()
+        if step is None:
+            raise TransactionRefused("a durable function runs again; its transactions belong into steps: ctx.step(…)")
+        if not isinstance(step.writes, Lent):
+            step.lent = self.services.transactions.open()
+        assert isinstance(step.lent, Lent)
+        return step.lent
+
     def _transaction(self) -> Lent:
+        if self.replay is not None:
+            return self._transaction_of_step()
         if self.lent is None or self.lent.given_up:
             self.lent = self.services.transactions.open()
         return self.lent

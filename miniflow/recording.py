@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from miniflow.writer import Transaction
 
 NEW, RUNNING, WAITING, COMPLETED, FAILED = "new", "running", "waiting", "completed", "failed"
 
@@ -41,6 +45,15 @@ class Suspension(NamedTuple):
     relative: int = 1
 
 
+class OwnWrites(Protocol):
+    """What a step has written to tables of its own in the file, not committed yet: see ``transactions.Lent``."""
+
+    given_up: bool
+
+    def commit(self, apply: Callable[[Transaction], None], /) -> None: ...
+    def undo(self) -> None: ...
+
+
 class Record(Protocol):
     """Where the checkpoints of a run are kept. What is put is in the file when the call returns. LeaseLost where the attempt has
     been given up."""
@@ -56,7 +69,10 @@ class Record(Protocol):
     def begin(self, one: Checkpoint) -> None:
         """A step runs; written with the next group, at the latest with its end."""
 
-    def put(self, one: Checkpoint) -> None: ...
+    def put(self, one: Checkpoint, within: OwnWrites | None = None) -> None:
+        """``within``: together with what the step has written. What that raises means that neither is there."""
+        ...
+
     def note(self, one: Checkpoint) -> None:
         """As put, without waiting."""
 

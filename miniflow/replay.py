@@ -24,7 +24,6 @@ from miniflow.errors import (
     BadResult,
     EventTimeout,
     InvalidRequest,
-    JobInterrupted,
     LeaseLost,
     StepFailed,
     Suspended,
@@ -173,23 +172,33 @@ class Replay(Generic[R]):
                 state=RUNNING, attempts=one.attempts + 1, wake_at=None, started_at=one.started_at or now_ms
             )
             self.record.begin(one)
+            step = StepContext(self.record.workflow_id, one.idx, one.name, one.attempts)
             try:
-                output = self._run(one, call)
-            except JobInterrupted:
+                output = self._run(step, call)
+                ended = one._replace(
+                    state=COMPLETED, output=output, error=None, error_type=None, ended_at=self.record.now_ms()
+                )
+                within = step.writes
+                if within is not None:  # both are in the file now, or neither, and then the step has failed
+                    self.record.put(ended, within)
+            except LeaseLost:
                 raise
-            except Exception as exc:  # whatever the step raises: it is recorded, and raised where it was asked for
+            except BaseException as exc:  # whatever the step raises: it is recorded, and raised where it was asked for
+                if step.lent is not None:
+                    step.lent.undo()
+                if not isinstance(exc, Exception):
+                    raise
                 one = self._failed(one, call, exc)
                 self.record.put(one)
             else:
-                one = one._replace(
-                    state=COMPLETED, output=output, error=None, error_type=None, ended_at=self.record.now_ms()
-                )
-                self.record.put(one)
+                one = ended
+                if within is None:
+                    self.record.put(one)
             if one.ended:
                 return one
 
-    def _run(self, one: Checkpoint, call: Call) -> str:
-        token = running_step.set(StepContext(self.record.workflow_id, one.idx, one.name, one.attempts))
+    def _run(self, step: StepContext, call: Call) -> str:
+        token = running_step.set(step)
         try:
             value = call.function(*call.args, **call.kwargs)
             if inspect.iscoroutine(value):

@@ -6,7 +6,7 @@ from miniflow.attempts import Attempt
 from miniflow.checkpoints import Checkpoints, Run
 from miniflow.function_intake import FunctionIntake, function_submission
 from miniflow.operations import ThreadWaiter
-from miniflow.recording import Checkpoint
+from miniflow.recording import Checkpoint, OwnWrites
 from miniflow.writer import Writer
 
 
@@ -50,7 +50,10 @@ class RunRecord:
     def begin(self, one: Checkpoint) -> None:
         self._checkpoints.begin(self.run, one)
 
-    def put(self, one: Checkpoint) -> None:
+    def put(self, one: Checkpoint, within: OwnWrites | None = None) -> None:
+        if within is not None:
+            within.commit(self._checkpoints.putting(self.run, one))
+            return
         operation = self._checkpoints.operation(self.run, one)
         operation.waiter = waiter = ThreadWaiter()
         self._writer.post(operation)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from miniflow.errors import NonRetryable, RetryAfter
+from miniflow.recording import OwnWrites
 from miniflow.registry import NAME_CHARS_MAX, Task
 from miniflow.retry import DEFAULT_MAX_RETRIES, DEFAULT_RETRY, DELAY_S_MAX, RetryPolicy
 
@@ -77,10 +78,18 @@ def digest_of(value: Any) -> str | None:
 class StepContext:
     """The step that runs here."""
 
-    __slots__ = ("attempt", "name", "number", "workflow_id")
+    __slots__ = ("attempt", "lent", "name", "number", "workflow_id")
 
     def __init__(self, workflow_id: str, number: int, name: str, attempt: int) -> None:
         self.workflow_id, self.number, self.name, self.attempt = workflow_id, number, name, attempt
+        self.lent: OwnWrites | None = (
+            None  # the transaction of what it writes to tables of its own; see transactions.Lent
+        )
+
+    @property
+    def writes(self) -> OwnWrites | None:
+        """What is to be committed with its completion."""
+        return None if self.lent is None or self.lent.given_up else self.lent
 
     @property
     def key(self) -> str:

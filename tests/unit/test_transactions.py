@@ -16,9 +16,12 @@ from miniflow.engine import Engine
 from miniflow.errors import TransactionRefused
 from miniflow.states import State
 from miniflow.transactions import own_tables
+from miniflow.workflow_context import WorkflowContext
 from tests.engines import Engines, cancel, row, submit, verb, wait_for_state
+from tests.functions import begin, functions, output
 from tests.invariants import read
 from tests.waiting import wait_until
+from tests.workflows import ended as ended_workflow
 
 MINE = "CREATE TABLE IF NOT EXISTS balances (name TEXT PRIMARY KEY, cents INTEGER NOT NULL CHECK (cents >= 0))"
 
@@ -333,6 +336,47 @@ def test_a_stop_waits_for_one_that_holds_it_no_longer_than_its_limit(engines: En
     gate.open()
     assert balances(engines.path) == {}
     assert row(engines.path, job).state == State.QUEUED
+
+
+def test_a_step_of_a_function_commits_what_it_writes_with_its_completion(engines: Engines) -> None:
+    calls: list[str] = []
+
+    def pay(name: str, fail: bool) -> int:
+        calls.append(name)
+        return add(name, 5, fail and len(calls) == 1)
+
+    def order(ctx: WorkflowContext, payload: dict[str, Any]) -> Any:
+        first = ctx.step(pay, "a", True, retry=[0])
+        both = ctx.gather(ctx.defer(pay, "b", False), ctx.defer(pay, "c", False))
+        return [first, *both]
+
+    engine = engines(functions(order))
+    seen: list[tuple[Any, ...]] = []
+
+    def look(tx: Any) -> None:  # at the end of each group: what a crash after this commit would leave
+        if tx.run("SELECT 1 FROM sqlite_schema WHERE name = 'balances'"):
+            seen.append((
+                tx.run("SELECT count(*) FROM balances")[0][0],
+                tx.run("SELECT count(*) FROM checkpoints WHERE state = 'completed'")[0][0],
+            ))  # fmt: skip
+
+    engine.writer.every_group(look)
+    assert output(engines.path, begin(engine, "order", {})) == [5, 5, 5]
+    assert set(seen) == {(1, 1), (2, 2), (3, 3)}
+    assert calls[:2] == ["a", "a"]
+    assert balances(engines.path) == {"a": 5, "b": 5, "c": 5}
+
+
+def test_a_function_has_transactions_in_its_steps_only(engines: Engines) -> None:
+    def order(ctx: WorkflowContext, payload: dict[str, Any]) -> Any:
+        with ctx.transaction():
+            pass
+
+    engine = engines(functions(order))
+    run = begin(engine, "order", {})
+    state, _, error = ended_workflow(engines.path, run)
+    assert state == "failed"
+    assert "its transactions belong into steps" in str(error)
 
 
 def test_the_names_that_are_taken_are_those_of_the_schema(engines: Engines) -> None:
