@@ -31,12 +31,12 @@ def schedule(when: str | None = None, /, *, name: str | None = None, **options: 
     """Have a task run by the clock: ``@schedule("0 2 * * *", timezone="Europe/Berlin")``, ``@schedule(hour=2)``,
     ``@schedule(day_of_week="mon-fri", hour=1)``, ``@schedule(minutes=5)``, ``@schedule(at="2030-01-31T12:00")``.
 
-    Over a plain function it makes a task of it; over ``@task`` or a job class it takes that one. ``payload`` is what the task is
-    given. The other options are those of the API (``overlap``, ``catchup``, ``queue`` …). A schedule is called as its task is,
-    unless ``name`` says otherwise: a task with several schedules needs that.
+    Over a plain function it makes a task of it; over ``@task``, ``@workflow`` or a job class it takes that one. ``payload`` is
+    what the task is given, ``input`` what the workflow is. The other options are those of the API (``overlap``, ``catchup``,
+    ``queue`` …). A schedule is called as its task is, unless ``name`` says otherwise: a task with several schedules needs that.
     """
-    if "task" in options:
-        raise TypeError("@schedule: the task is what it stands above")
+    if "task" in options or "workflow" in options:
+        raise TypeError("@schedule: the task, or the workflow, is what it stands above")
 
     def register(target: Any) -> Any:
         made = target if _spec_of(target) is not None else task(target)
@@ -44,7 +44,7 @@ def schedule(when: str | None = None, /, *, name: str | None = None, **options: 
         assert spec is not None
         chosen = name if name is not None else spec.name
         try:
-            definition = definition_of({**options, "task": spec.name}, when)
+            definition = definition_of({**options, "workflow" if spec.durable else "task": spec.name}, when)
             resolved(definition, "UTC")
             check_name(chosen)
         except InvalidRequest as exc:

@@ -163,7 +163,7 @@ class Engine:
     def _scheduling(self) -> Schedules:
         settings = self.settings
         trust = ClockTrust(self.clock, anyway=settings.trust_clock)
-        make_run = partial(run_of, self.intake, self.workflow_intake)
+        make_run = partial(run_of, self.intake, self.workflow_intake, self.function_intake)
         firing = Firing(self.jobs, self.writer, self.clock, trust, make_run)
         firing.revoked, firing.wanted = self.huey.revoked_for_good, self.huey.wants
         return Schedules(

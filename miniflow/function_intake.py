@@ -12,7 +12,7 @@ from miniflow.errors import InvalidRequest, UnknownTask
 from miniflow.ids import uuid7
 from miniflow.intake import EMPTY, Intake, Key, Seconds, Short, Submission
 from miniflow.registry import TaskSpec
-from miniflow.workflow_intake import NewWorkflow
+from miniflow.workflow_intake import NewWorkflow, Slot
 
 
 class FunctionSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -53,7 +53,19 @@ class FunctionIntake:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
-    def run(self, s: FunctionSubmission, *, request_id: str | None = None, rerun_of: str | None = None) -> NewWorkflow:
+    def knows(self, name: str) -> bool:
+        """Whether there is a durable function of that name."""
+        spec = self._intake.registry.find(name)
+        return spec is not None and spec.durable
+
+    def run(
+        self,
+        s: FunctionSubmission,
+        *,
+        request_id: str | None = None,
+        rerun_of: str | None = None,
+        slot: Slot | None = None,
+    ) -> NewWorkflow:
         """What ``s`` asks for. Raises UnknownTask, InvalidRequest naming the field, TooLarge."""
         spec = self._spec(s.workflow)
         asked = Submission(
@@ -61,7 +73,8 @@ class FunctionIntake:
             description=s.description,
         )  # fmt: skip
         try:
-            job = self._intake.job(asked, request_id=request_id, durable=True)
+            own = None if slot is None else {"started_by": list(slot)}  # it is the workflow that is of the schedule
+            job = self._intake.job(asked, request_id=request_id, own=own, durable=True)
         except InvalidRequest as exc:
             field = exc.field.replace("payload", "input", 1) if exc.field.startswith("payload") else exc.field
             reason = exc.reason.replace(f"of task {spec.name};", f"of workflow {spec.name};")
@@ -89,8 +102,7 @@ class FunctionIntake:
             0,
             None,
             None,
-            None,
-            None,
+            *(slot or (None, None)),
             "function",
         ]
         step = [job.id, new_id, 0, spec.name, None, None, None]

@@ -199,7 +199,7 @@ class Execution:
     def context(self) -> context.JobContext:
         attempt, claimed = self.attempt, self.attempt.claimed
         options = outcome.options_of(claimed)
-        slot = options.get("scheduled_for")
+        schedule, slot = options.get("started_by") or (options.get("schedule"), options.get("scheduled_for"))
         make = context.JobContext if self.replay is None else partial(WorkflowContext, self.replay)
         return make(
             job_id=claimed.id,
@@ -215,7 +215,7 @@ class Execution:
             write_progress=self.write_progress,
             beat=attempt.beat,
             pending_interrupt=lambda: attempt.pending,
-            schedule=options.get("schedule"),
+            schedule=schedule,
             scheduled_for=None if slot is None else from_ms(slot),
             deadline_ms=attempt.deadline_boot_ms,
             boot_ms=self.services.clock.boot_ms,

@@ -30,6 +30,7 @@ from miniflow.contract import (
 )
 from miniflow.errors import InvalidRequest, MiniFlowError, NotFound, ScheduleExists, ScheduleRefused, ShuttingDown
 from miniflow.firing import Due, Firing, NewRun, Plan, Planned, following
+from miniflow.function_intake import FunctionIntake, FunctionSubmission
 from miniflow.intake import Intake, Submission
 from miniflow.model import NewJob
 from miniflow.timetable import slots
@@ -292,11 +293,17 @@ def _find(tx: Transaction, name: str) -> Row:
     return Row(*rows[0])
 
 
-def run_of(intake: Intake, flows: WorkflowIntake, name: str, definition: Definition, slot: int) -> NewRun:
+def run_of(
+    intake: Intake, flows: WorkflowIntake, functions: FunctionIntake, name: str, definition: Definition, slot: int
+) -> NewRun:
     """The job, or the workflow, for a slot. It knows its schedule and its slot. Raises as a submit does."""
     if definition.workflow is None:
         return job_of(intake, name, definition, slot)
     given: dict[str, Any] = {field: getattr(definition, field) for field in OF_WORKFLOWS}
+    if functions.knows(definition.workflow):
+        return functions.run(
+            FunctionSubmission(workflow=definition.workflow, input=definition.input, **given), slot=Slot(name, slot)
+        )
     wanted = WorkflowSubmission(definition=definition.workflow, input=definition.input, **given)
     try:
         return flows.workflow(wanted, slot=Slot(name, slot))

@@ -68,7 +68,7 @@ class _Tasks(Registry):
             self._outer.add(spec)  # of a module that is imported just now, and never again
 
     def declare(self, new: Declared) -> None:
-        if new.definition.task in self._outer:  # of a module, as above
+        if (new.definition.task or new.definition.workflow or "") in self._outer:  # of a module, as above
             self._outer.declare(new)
 
     @property

@@ -40,7 +40,11 @@ def _choice(name: str, *words_: str, text: str) -> Options:
 
 
 DEFINING: tuple[Options, ...] = (
-    click.option("--workflow", metavar="NAME", help="a workflow that is kept under this name, in place of a task"),
+    click.option(
+        "--workflow",
+        metavar="NAME",
+        help="a workflow that is kept under this name, or a durable function, in place of a task",
+    ),
     click.option("--input", metavar="JSON", help="what that workflow is given"),
     click.option("--cron", metavar="TEXT", help="five fields, six with the second first, or @daily and its like"),
     click.option("--every", type=duration, metavar="TIME", help="an interval: 30 (seconds), 5m, 2h, 1d"),

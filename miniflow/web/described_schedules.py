@@ -65,7 +65,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
         for field, text in {
             "task": "The name of the task",
             "payload": "What each of its jobs is given",
-            "workflow": "A workflow that is kept under this name, in place of a task",
+            "workflow": "A workflow that is kept under this name, or a durable function, in place of a task",
             "input": "What each of its workflows is given",
             "cron": "Five fields, or six with the second first; or `@daily` and its like",
             "every": "Seconds from one time to the next, counted from `anchor`",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, post
 
+from miniflow.clock import to_ms
 from miniflow.errors import TooLarge
 from miniflow.function_intake import FunctionSubmission, decode_function
 from miniflow.function_queries import definition_of_function, place_of_step
@@ -15,7 +17,8 @@ from miniflow.step_calls import EVENT_NAME_CHARS_MAX
 from miniflow.web.api import AnyRequest, idempotency_key, respond
 from miniflow.web.backend import Backend
 from miniflow.web.problems import decoded
-from miniflow.workflow_intake import NewWorkflow
+from miniflow.workflow_intake import NewWorkflow, Slot
+from miniflow.workflow_queries import Workflow
 
 
 class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,6 +61,13 @@ def function_run(request: AnyRequest, backend: Backend, body: bytes, request_id:
     return backend.function_intake.run(wanted, request_id=request_id)
 
 
+def slot_of(before: Workflow) -> Slot | None:
+    """That of a run that a schedule started: one that repeats it is for the same time."""
+    if before.schedule is None or before.scheduled_for is None:
+        return None
+    return Slot(before.schedule, to_ms(dt.datetime.fromisoformat(before.scheduled_for)))
+
+
 async def rerun_function(
     backend: Backend,
     workflow_id: str,
@@ -80,7 +90,7 @@ async def rerun_function(
         meta=None if before.meta is msgspec.UNSET else msgspec.json.decode(before.meta),
         description=before.description,
     )
-    new = backend.function_intake.run(submission, request_id=request_id, rerun_of=workflow_id)
+    new = backend.function_intake.run(submission, request_id=request_id, rerun_of=workflow_id, slot=slot_of(before))
     await backend.verb(backend.jobs.checkpoints.rerun(new, number, grp))
     return new
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ from litestar import Response, delete, get, post
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from miniflow.clock import to_ms
 from miniflow.errors import InvalidRequest, NotFound
 from miniflow.feed import parse_place
 from miniflow.listing import PAGE_MAX
@@ -25,7 +23,7 @@ from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
 from miniflow.web.problems import decoded
 from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import WorkflowSubmission, decode_workflow, not_before
-from miniflow.workflow_intake import NewWorkflow, Slot
+from miniflow.workflow_intake import NewWorkflow
 from miniflow.workflow_queries import Workflow, workflow_of_new
 from miniflow.workflows import RUNNING
 
@@ -216,7 +214,7 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
         of=Kept(before.definition, before.version, definition),
         kept=kept,
         rerun_of=before.id,
-        slot=_slot(before),
+        slot=functions.slot_of(before),
     )
     return await _start(backend, new)
 
@@ -225,13 +223,6 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
 async def delete_workflow(workflow_id: str, backend: Backend) -> None:
     """Forget one that has ended, with its jobs. 409 for one that has not: cancel it first."""
     await backend.verb(backend.jobs.workflows.delete(workflow_id))
-
-
-def _slot(before: Workflow) -> Slot | None:
-    """That of a run that a schedule started: one that repeats it is for the same time."""
-    if before.schedule is None or before.scheduled_for is None:
-        return None
-    return Slot(before.schedule, to_ms(dt.datetime.fromisoformat(before.scheduled_for)))
 
 
 def _request_id(request: AnyRequest) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ FUNCTIONS = '''
 from pathlib import Path
 from typing import Any
 
-from miniflow import WorkflowContext, task, workflow
+from miniflow import WorkflowContext, schedule, task, workflow
 
 
 @task(max_retries=0)
@@ -55,6 +56,12 @@ def order(ctx: WorkflowContext, cents: int) -> Any:
 def checked(ctx: WorkflowContext, gate: str = "") -> Any:
     first = ctx.step(str.upper, "first", name="first")
     return [first, ctx.step(check, gate, max_retries=0)]
+
+
+@schedule("0 0 1 1 *", timezone="UTC", input={"word": "new year"})
+@workflow
+def clocked(ctx: WorkflowContext, word: str) -> Any:
+    return [word, ctx.schedule, ctx.scheduled_for.isoformat()]
 
 
 @workflow
@@ -266,6 +273,27 @@ def test_a_spawned_run_and_its_parent_point_at_each_other(client: httpx.Client) 
     assert show(client, child)["parent"] == run["id"]
     send(client, child, "paid", payload="yes")
     assert show(client, run, wait=10)["output"] == {"charged": 3, "paid": "yes", "shipped": "OK"}
+
+
+def test_a_schedule_starts_a_durable_function_which_knows_its_time_and_so_does_its_rerun(client: httpx.Client) -> None:
+    found = client.get("/api/v1/schedules/clocked").json()
+    assert (found["workflow"], found["source"]) == ("clocked", "code")
+    run = {"id": client.post("/api/v1/schedules/clocked/run").json()["id"]}
+    first = show(client, run, wait=10)
+    at = dt.datetime.fromisoformat(first["scheduled_for"])
+    assert (first["schedule"], first["output"]) == ("clocked", ["new year", "clocked", at.isoformat()])
+    over = wait_until(
+        lambda: client.get("/api/v1/schedules/clocked").json(), 10, "the end", until=lambda found: not found["running"]
+    )
+    assert (over["last_run"]["workflow_id"], over["last_run"]["status"]) == (run["id"], "completed")
+    again = client.post(f"/api/v1/workflows/{run['id']}/rerun", json={}).json()
+    assert show(client, again, wait=10)["output"] == first["output"]
+    made = client.post(
+        "/api/v1/schedules", json={"name": "x", "workflow": "order", "input": {"cents": "x"}, "every": 60}
+    )
+    assert_problem(made, 422, field="input.cents")
+    answer = client.post("/api/v1/schedules", json={"name": "x", "task": "order", "every": 60})
+    assert_problem(answer, 422, field="task", says="is a workflow")
 
 
 def test_a_stream_tells_of_each_step_and_ends_with_the_run(client: httpx.Client) -> None:
