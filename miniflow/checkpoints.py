@@ -24,7 +24,7 @@ from miniflow.clock import Clock
 from miniflow.errors import LateEvent, LeaseLost, StepFailed, TooManyEvents, TooManySteps, TransitionRefused
 from miniflow.model import Ending
 from miniflow.operations import Operation
-from miniflow.recording import COMPLETED, FAILED, WAITING, Checkpoint, Suspension
+from miniflow.recording import COMPLETED, FAILED, RECORD_BYTES_MAX, TOO_LONG, WAITING, Checkpoint, Suspension
 from miniflow.states import State
 from miniflow.workflow_intake import NewWorkflow
 from miniflow.writer import Singly, Transaction, Undone, Writer, json_text
@@ -137,10 +137,12 @@ class Checkpoints:
         return n
 
     def run_of(self, attempt: Attempt) -> Callable[[Transaction], tuple[Run, list[Checkpoint]]]:
-        """The run whose job this is, and its checkpoints."""
+        """The run whose job this is, and its checkpoints. TooManySteps where they are too long to be read."""
 
         def verb(tx: Transaction) -> tuple[Run, list[Checkpoint]]:
             number, workflow_id = tx.run(sql.RUN_OF_JOB, attempt.claimed.seq)[0]
+            if tx.run(sql.BYTES_OF_RUN, number)[0][0] > RECORD_BYTES_MAX:
+                raise TooManySteps(TOO_LONG)
             found = decode_checkpoints(tx.run(sql.CHECKPOINTS_OF_RUN, number)[0][0])
             return Run(attempt, number, workflow_id), found
 

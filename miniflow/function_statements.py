@@ -71,6 +71,7 @@ CHECKPOINT = """c.idx, c.grp, c.kind, c.name, c.state, c.digest, c.attempts, c.f
 CHECKPOINTS_OF_RUN = f"""
 SELECT json_group_array(json_array({CHECKPOINT})) FROM checkpoints c WHERE c.workflow = ?1
 """
+BYTES_OF_RUN = "SELECT coalesce(sum(octet_length(output)), 0) FROM checkpoints WHERE workflow = ?1"
 CHECKPOINT_OF_RUN = (
     f"SELECT json_group_array(json_array({CHECKPOINT})) FROM checkpoints c WHERE c.workflow = ?1 AND c.idx = ?2"
 )

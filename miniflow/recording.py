@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 NEW, RUNNING, WAITING, COMPLETED, FAILED = "new", "running", "waiting", "completed", "failed"
 
 
+RECORD_BYTES_MAX = 64 * 1024 * 1024
+"""Of all that a run has recorded: it is read whenever the run goes on."""
+TOO_LONG = (
+    f"a run records {RECORD_BYTES_MAX // 1024 // 1024} MiB at most; keep what is long elsewhere, and return where"
+)
+
+
 class Checkpoint(NamedTuple):
     """One thing that the function asked for. The first fields are those of ``function_statements.CHECKPOINT``, in order."""
 

@@ -32,7 +32,18 @@ from miniflow.errors import (
     WorkflowChanged,
     WorkflowFailed,
 )
-from miniflow.recording import COMPLETED, FAILED, NEW, RUNNING, WAITING, Checkpoint, Record, Suspension
+from miniflow.recording import (
+    COMPLETED,
+    FAILED,
+    NEW,
+    RECORD_BYTES_MAX,
+    RUNNING,
+    TOO_LONG,
+    WAITING,
+    Checkpoint,
+    Record,
+    Suspension,
+)
 from miniflow.step_calls import Call, StepContext, current_step, digest_of, running_step
 
 STEPS_MAX = 10_000
@@ -56,6 +67,7 @@ class Replay(Generic[R]):
         self.record = record
         self._known: dict[int, Checkpoint] | None = None
         self._next = 0
+        self._bytes, self._lock = 0, threading.Lock()  # of the outputs; steps that are gathered end in several threads
         self._thread = threading.get_ident()
         self.suspension: Suspension | None = None
         self._broken: Exception | None = None
@@ -118,6 +130,7 @@ class Replay(Generic[R]):
     def _recorded(self) -> dict[int, Checkpoint]:
         if self._known is None:
             self._known = {one.idx: one for one in self.record.load()}
+            self._bytes = sum(len(one.output or "") for one in self._known.values())
         return self._known
 
     def _go_on(self) -> None:
@@ -218,6 +231,10 @@ class Replay(Generic[R]):
         limit = self.record.max_output_bytes
         if len(data) > limit:
             raise BadResult(str(TooLarge("the output", len(data), "max_result_bytes", limit)))
+        with self._lock:
+            if self._bytes + len(data) > RECORD_BYTES_MAX:
+                raise BadResult(TOO_LONG)
+            self._bytes += len(data)
         return data.decode()
 
     def _failed(self, one: Checkpoint, call: Call, exc: Exception) -> Checkpoint:

@@ -234,6 +234,29 @@ def test_what_is_no_json_is_the_failure_of_its_step(engines: Engines) -> None:
     engines.stop(engine)
 
 
+def test_a_run_records_so_much_and_no_more(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miniflow.replay.RECORD_BYTES_MAX", 1_000)
+    monkeypatch.setattr("miniflow.checkpoints.RECORD_BYTES_MAX", 1_000)
+
+    def long_steps(ctx: WorkflowContext) -> None:
+        for n in range(3):
+            ctx.step(str.ljust, "", 400, name=f"s{n}")
+
+    def long_events(ctx: WorkflowContext) -> None:
+        for name in ("a", "b", "c"):
+            ctx.wait_event(name)
+
+    engine = engines(functions(long_steps, long_events))
+    run = begin(engine, "long_steps")
+    assert "step s2 failed: BadResult: a run records 64 MiB at most" in str(ended(engines.path, run)[2])
+    run = begin(engine, "long_events")
+    for name in ("a", "b", "c"):
+        asleep(engines.path, run)
+        send(engine, run, name, "x" * 400)
+    assert "TooManySteps: a run records 64 MiB at most" in str(ended(engines.path, run)[2])
+    engines.stop(engine)
+
+
 def test_a_step_may_be_a_coroutine(engines: Engines) -> None:
     async def fetch(n: int) -> int:
         return n + 1
