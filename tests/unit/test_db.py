@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import apsw
 import psutil
@@ -76,6 +77,27 @@ def test_a_new_file_has_the_pragmas_that_it_should(path: Path) -> None:
             "user_version": len(migrations.scripts()),
         }
         assert {name: base.connection.pragma(name) for name in names} == names
+
+
+@pytest.mark.parametrize("step", ["_set_and_assert", "_forget_statistics"])
+def test_a_file_whose_making_broke_off_is_made_whole_at_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    real = getattr(db, step)
+
+    def break_off(*arguments: Any) -> None:
+        real(*arguments)
+        raise OSError("broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, step, break_off)
+        with pytest.raises(OSError, match="broken off"):
+            db.open_writer(path)
+
+    with closing(db.open_writer(path)) as base:
+        found = [base.connection.pragma(name) for name in ("journal_mode", "auto_vacuum", "application_id")]
+        assert found == ["wal", 2, db.APPLICATION_ID]
+        assert base.connection.pragma("user_version") == len(migrations.scripts())
 
 
 def test_durability_can_be_lowered_and_is_asserted(path: Path) -> None:

@@ -213,6 +213,15 @@ def test_a_failing_first_step_leaves_an_empty_file(path: Path) -> None:
         assert (connection.pragma("user_version"), schema(connection)) == (0, [])
 
 
+def test_a_new_file_is_made_by_all_steps_or_by_none(path: Path) -> None:
+    with closing(apsw.Connection(str(path))) as connection:
+        with pytest.raises(apsw.SQLError, match="nowhere"):
+            migrations.apply(connection, str(path), [*CORE, BROKEN])
+
+        assert (connection.pragma("user_version"), schema(connection)) == (0, [])
+        assert migrations.apply(connection, str(path)) == NEWEST
+
+
 def test_a_start_that_fails_says_so_in_one_line_and_the_old_program_starts(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
