@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -214,25 +214,6 @@ def test_a_database_of_another_program(project: Path) -> None:
 # ------------------------------------------------------------------------------------------------- serve: what it says
 
 
-def test_a_second_server_on_the_same_file_is_told_of_the_first(tmp_path: Path) -> None:
-    with Server(tmp_path) as server:
-        line = fails_in_one_line(miniflow_here("serve", "--port=0", f"--db={server.db}", cwd=tmp_path))
-        assert f"in use by another MiniFlow (process {server.pid}, {server.url})" in line
-        with server.client() as client:
-            assert client.get("/health").json()["ok"]
-
-
-@signals
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_code_0(tmp_path: Path, number: signal.Signals) -> None:
-    with Server(tmp_path) as server:
-        assert server.process is not None
-        server.process.send_signal(number)
-        assert server.process.wait(20) == 0
-        assert "Traceback" not in server.output()
-        assert "went back" not in server.output()
-
-
 NAP = '''
 import pathlib
 import time
@@ -247,6 +228,33 @@ def nap(seconds: float) -> str:
         time.sleep(seconds)
     return "rested"
 '''
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One with settings in miniflow.toml and as flags, and with a task file that cannot be loaded."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / FILE).write_text("workers = 3\nqueues = 'a,b'\n")
+    with Server(folder, {"broken.py": "import no_such_module\n", "nap.py": NAP}, workers=1) as running:
+        yield running
+
+
+def test_a_second_server_on_the_same_file_is_told_of_the_first(server: Server, project: Path) -> None:
+    line = fails_in_one_line(miniflow_here("serve", "--port=0", f"--db={server.db}", cwd=project))
+    assert f"in use by another MiniFlow (process {server.pid}, {server.url})" in line
+    with server.client() as client:
+        assert client.get("/health").json()["ok"]
+
+
+@signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0(tmp_path: Path, number: signal.Signals) -> None:
+    with Server(tmp_path) as server:
+        assert server.process is not None
+        server.process.send_signal(number)
+        assert server.process.wait(20) == 0
+        assert "Traceback" not in server.output()
+        assert "went back" not in server.output()
 
 
 @signals
@@ -283,19 +291,16 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
         assert "stopped; 1 job went back to the queue" in server.output()
 
 
-def test_a_broken_task_file_is_shown_and_stops_nothing(tmp_path: Path) -> None:
-    with Server(tmp_path, {"broken.py": "import no_such_module\n", "nap.py": NAP}) as server:
-        said = server.output()
-        assert re.search(
-            r"task file .*broken\.py was not loaded: ModuleNotFoundError: No module named 'no_such_module'", said
-        )
-        assert "import no_such_module" in said, "its traceback"
-        with server.client() as client:
-            assert [task["name"] for task in client.get("/api/v1/tasks").json()["items"]] == ["nap"]
+def test_a_broken_task_file_is_shown_and_stops_nothing(server: Server) -> None:
+    said = server.output()
+    assert re.search(
+        r"task file .*broken\.py was not loaded: ModuleNotFoundError: No module named 'no_such_module'", said
+    )
+    assert "import no_such_module" in said, "its traceback"
+    with server.client() as client:
+        assert [task["name"] for task in client.get("/api/v1/tasks").json()["items"]] == ["nap"]
 
 
-def test_each_setting_reaches_the_server_as_a_flag(tmp_path: Path) -> None:
+def test_each_setting_reaches_the_server_as_a_flag(server: Server) -> None:
     """Flags win over miniflow.toml in the current folder, which holds for the rest."""
-    (tmp_path / FILE).write_text("workers = 3\nqueues = 'a,b'\n")
-    with Server(tmp_path, workers=1) as server:
-        assert "1 workers · queues a,b" in server.output()
+    assert "1 workers · queues a,b" in server.output()
