@@ -47,7 +47,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str, int], Histogram] = {}
-        self.accepted = self._of("POST", "/api/v1/jobs", 201)
+        self.accepted = {path: self._of("POST", path, 201) for path in ("/api/v1/jobs", "/api/v1/workflows")}
 
     def __repr__(self) -> str:
         return f"<Requests [{sum(seen.count for seen in self._seen.values())} answered]>"

@@ -3,18 +3,19 @@
 Every request passes: the Host it is addressed to (a web page that rebinds its name to 127.0.0.1 is turned away), its Origin if
 it changes anything (another site's page cannot submit jobs), its token if one is set; the request id is taken or made.
 
-A plain ``POST /api/v1/jobs`` is answered here, without Litestar's routing: at tens of thousands of submits a second that is most
-of the cost. Whatever is not plain – a field that is wrong, a limit, a repeated key – goes to the typed route of the same path
-with its body read already, and is answered there in full.
+A plain ``POST /api/v1/jobs``, or ``/workflows``, is answered here, without Litestar's routing: at tens of thousands of submits a
+second that is most of the cost. Whatever is not plain – a field that is wrong, a limit, a repeated key – goes to the typed route
+of the same path with its body read already, and is answered there in full.
 """
 
 from __future__ import annotations
 
+import functools
 import hmac
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,13 +28,16 @@ from miniflow.queries import job_of_new
 from miniflow.web.backend import Backend
 from miniflow.web.problems import PROBLEM, Problem, problem_of, shaped
 from miniflow.web.protocol import answer_whole
+from miniflow.workflow_graph import decode_workflow
+from miniflow.workflow_queries import workflow_of_new
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WITHOUT_TOKEN = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.json"})
 """What says nothing of any job: it is the same in each installation. A browser's address bar cannot send a token."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID_CHARS_MAX = 128
-CREATED = b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\nlocation: /api/v1/jobs/%s\r\nx-request-id: %s\r\n"
+CREATED = b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\nlocation: %s\r\nx-request-id: %s\r\n"
+JOBS, WORKFLOWS = "/api/v1/jobs", "/api/v1/workflows"
 WITH_REFUSAL = {401: ((b"www-authenticate", b"Bearer"),)}
 
 encode = msgspec.json.Encoder().encode
@@ -44,6 +48,15 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Site = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Plain(NamedTuple):
+    """What a plain request asks for: the operation that writes it, its id, and what is answered when it is written."""
+
+    operation: Operation
+    id: str
+    request_id: str
+    answer: Callable[[int], msgspec.Struct]
 
 
 class Door:
@@ -57,6 +70,10 @@ class Door:
         self._origins = frozenset(origin.encode() for origin in settings.origins)
         self._any_origin = b"*" in self._origins
         self._known_hosts: set[bytes] = set()  # Host headers that were found good
+        self._plain: dict[str, Callable[[bytes, str | None], Plain | None]] = {
+            JOBS: self._job,
+            WORKFLOWS: self._workflow,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,8 +88,8 @@ class Door:
             self._requests.answered(scope["method"], "", refusal.status, 0)
             await _respond(send, refusal.status, media_type, body, extra)
             return
-        if scope["method"] == "POST" and scope["path"] == "/api/v1/jobs":
-            await self._submit(scope, receive, send, headers)
+        if scope["method"] == "POST" and (plain := self._plain.get(scope["path"])) is not None:
+            await self._submit(scope, receive, send, headers, plain)
             return
         await self._in_full(scope, receive, send, headers)
 
@@ -113,41 +130,63 @@ class Door:
 
     # -------------------------------------------------------------------------------------------------------- the fast way
 
-    async def _submit(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        backend, began = self._backend, time.perf_counter()
+    async def _submit(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        plain: Callable[[bytes, str | None], Plain | None],
+    ) -> None:
+        backend, began, path = self._backend, time.perf_counter(), scope["path"]
         message = await receive()
         if message["type"] == "http.disconnect":
             return
-        body = message["body"]
-        plain = not (message.get("more_body") or scope["query_string"] or b"idempotency-key" in headers)
-        if not plain or len(body) > backend.settings.max_payload_bytes:
+        body, asked = message["body"], None
+        if (
+            not (message.get("more_body") or scope["query_string"] or b"idempotency-key" in headers)
+            and len(body) <= backend.settings.max_payload_bytes
+        ):
+            try:
+                asked = plain(body, _request_id(headers))
+            except Exception:  # whatever it is, the route in full meets it again, and answers it
+                asked = None
+        if asked is None:
             await self._in_full(scope, replayed(message, receive), send, headers)
             return
-        request_id = _request_id(headers)
-        try:
-            new = backend.intake.job(decode_submission(body), request_id=request_id)
-        except Exception:  # whatever it is, the route in full meets it again, and answers it
-            new = None
-        if new is None or new.key is not None or new.waits is not None or new.same is not None:
-            await self._in_full(scope, replayed(message, receive), send, headers)
-            return
-        operation = Operation("insert", [new])
+        operation = asked.operation
         await backend.waiter.post(operation)
-        extra = ((b"location", b"/api/v1/jobs/" + new.id.encode()), (b"x-request-id", (request_id or new.id).encode()))
+        location, request_id = f"{path}/{asked.id}".encode(), asked.request_id.encode()
         if operation.error is not None:
             problem, problem_headers = problem_of(
                 operation.error if isinstance(operation.error, Exception) else RuntimeError(str(operation.error)),
-                request_id or new.id,
+                asked.request_id,
             )
             more = tuple((name.encode(), value.encode()) for name, value in problem_headers.items())
-            await _respond(send, problem.status, PROBLEM, encode(problem), (extra[1], *more))
-            self._requests.answered("POST", "/api/v1/jobs", problem.status, time.perf_counter() - began)
+            await _respond(send, problem.status, PROBLEM, encode(problem), ((b"x-request-id", request_id), *more))
+            self._requests.answered("POST", path, problem.status, time.perf_counter() - began)
             return
-        body = encode(job_of_new(new, backend.clock.now_ms()))
-        head = CREATED % (new.id.encode(), extra[1][1])
-        if not answer_whole(send, head, body):
+        body = encode(asked.answer(backend.clock.now_ms()))
+        if not answer_whole(send, CREATED % (location, request_id), body):
+            extra = ((b"location", location), (b"x-request-id", request_id))
             await _respond(send, 201, "application/json", body, extra)
-        self._requests.accepted.observe(time.perf_counter() - began)
+        self._requests.accepted[path].observe(time.perf_counter() - began)
+
+    def _job(self, body: bytes, request_id: str | None) -> Plain | None:
+        new = self._backend.intake.job(decode_submission(body), request_id=request_id)
+        if new.key is not None or new.waits is not None or new.same is not None:
+            return None
+        return Plain(Operation("insert", [new]), new.id, request_id or new.id, functools.partial(job_of_new, new))
+
+    def _workflow(self, body: bytes, request_id: str | None) -> Plain | None:
+        wanted = decode_workflow(body)
+        if wanted.definition is not None or wanted.idempotency_key is not None:
+            return None
+        request_id = request_id or uuid7()
+        new = self._backend.workflow_intake.workflow(wanted, request_id=request_id)
+        if new.loose:  # it may be further by the time that it is answered
+            return None
+        return Plain(Operation("workflow", new), new.id, request_id, functools.partial(workflow_of_new, new))
 
     async def _in_full(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         """Through Litestar's routes, with a request id and a limit on the body."""

@@ -34,6 +34,7 @@ from tests.bench import logs, processes, schedules
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = calibrate.BODY
 BATCH = "[" + ",".join([SINGLE] * 1000) + "]"
+THREE = json.dumps({"name": "three", "steps": [{"name": name, "task": "noop"} for name in ("a", "b", "c")]})
 ROUNDS = 3
 
 Row = tuple[str, str, str, str]
@@ -154,6 +155,53 @@ def warm_children(folder: str) -> list[Row]:
             "0.5",
         )
     ]
+
+
+def workflow_submits(folder: str) -> list[Row]:
+    """Whole workflows of three steps, against single jobs."""
+    with server(fresh(folder), workers=0) as running:
+        load(f"{running.url}/api/v1/workflows", 1_000, 64, body=THREE)
+        load(f"{running.url}/api/v1/jobs", 5_000, 64, body=SINGLE)
+        a, b, ratio = pairs(
+            lambda: load(f"{running.url}/api/v1/workflows", 10_000, 64, body=THREE).per_second,
+            lambda: load(f"{running.url}/api/v1/jobs", 30_000, 64, body=SINGLE).per_second,
+        )
+    return [
+        (
+            "submits of workflows of three steps, 64 connections",
+            f"{a:,.0f}/s",
+            f"{ratio:.2f} of single jobs ({b:,.0f}/s)",
+            "0.5",
+        )
+    ]
+
+
+def steps_run(path: str, shape: str, count: int) -> float:
+    """Steps a second, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.workflows", path, shape, str(count)]
+    return float(subprocess.run(command, cwd=ROOT, timeout=600, check=True, capture_output=True).stdout)
+
+
+def workflow_steps(folder: str) -> list[Row]:
+    """The steps of 10,000 workflows, against as many plain jobs; and what a step costs in workflows that grow."""
+    a, b, ratio = pairs(lambda: steps_run(fresh(folder), "three", 10_000), lambda: drained(fresh(folder), 30_000))
+    against = f"{ratio:.2f} of the drain of plain jobs ({b:,.0f}/s)"
+    found = [("the steps of 10,000 workflows of three no-ops", f"{a:,.0f} steps/s", against, "0.5")]
+    for shape, what in (("wide", "steps at once, and one that waits for all"), ("chain", "steps in a chain")):
+        costs = []
+        for count in (125, 250, 500, 1_000):
+            rates = [steps_run(fresh(folder), shape, count) for _ in range(ROUNDS)]
+            costs.append(1_000_000 / statistics.median(rates))
+        curve = " · ".join(f"{cost:,.0f}" for cost in costs)
+        found.append(
+            (
+                f"125, 250, 500, 1,000 {what}",
+                f"{curve} µs a step",
+                f"the last {costs[-1] / costs[0]:.2f} of the first",
+                "2",
+            )
+        )
+    return found
 
 
 def keyed_claims(folder: str) -> list[Row]:
@@ -352,7 +400,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         single_submits, batch_submits, drain, keyed_claims, warm_children, processes_apart, latency, flood, history, idle,
-        ten_thousand_schedules,
+        ten_thousand_schedules, workflow_submits, workflow_steps,
     )
 }  # fmt: skip
 
