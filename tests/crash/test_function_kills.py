@@ -28,7 +28,7 @@ import os
 import time
 from typing import Any
 
-from miniflow import NonRetryable, StepFailed, WorkflowContext, current_step, workflow
+from miniflow import NonRetryable, StepFailed, WorkflowContext, current_job, current_step, workflow
 
 
 def note(journal: str, ms: int, fails: int = 0) -> dict[str, Any]:
@@ -55,6 +55,19 @@ def chain(ctx: WorkflowContext, journal: str, ms: int) -> Any:
 def fan(ctx: WorkflowContext, journal: str, ms: int) -> Any:
     found = ctx.gather(*[ctx.defer(note, journal, ms) for _ in range(4)], limit=2)
     return [*found, ctx.step(note, journal, 0, name="last")]
+
+
+def book(journal: str, ms: int) -> dict[str, Any]:
+    """As note, and a row in a table of its own."""
+    with current_job().transaction() as db:
+        db.execute("CREATE TABLE IF NOT EXISTS bookings (key TEXT)")
+        db.execute("INSERT INTO bookings VALUES (?)", (current_step().key,))
+    return note(journal, ms)
+
+
+@workflow
+def booked(ctx: WorkflowContext, journal: str, ms: int) -> Any:
+    return [ctx.step(note, journal, ms), ctx.step(book, journal, ms // 10), ctx.step(note, journal, 0)]
 
 
 @workflow
@@ -89,7 +102,7 @@ def undone(ctx: WorkflowContext, journal: str, ms: int) -> Any:
         ctx.step(note, journal, ms, name="undo")
         raise
 '''
-SHAPES = ("chain", "fan", "flaky", "nap", "paid", "parent", "undone")
+SHAPES = ("chain", "fan", "flaky", "booked", "nap", "paid", "parent", "undone")
 
 
 def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
@@ -140,6 +153,7 @@ def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
                 "JOIN workflows w ON w.number = c.workflow WHERE c.kind = 'step'"
             )
         }
+        bookings = sorted(key for (key,) in connection.execute("SELECT key FROM bookings"))
     lines = [line.split() for line in journal.read_text("utf-8").splitlines()]
     last = {key: (int(attempt), int(pid)) for key, attempt, pid in lines}
     times = Counter(key for key, *_ in lines)
@@ -160,6 +174,9 @@ def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
         if state == "completed":
             assert (output["attempt"], output["pid"]) == last[key], f"{key} {name} ran again when it was recorded"
         assert attempts >= last[key][0], key
+    assert bookings == sorted(
+        key for key, (name, state, *_) in recorded.items() if (name, state) == ("book", "completed")
+    )
     for run, shape in runs.items():
         state, error, result, _ = ends[run]
         if run in given_up:
