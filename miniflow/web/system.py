@@ -155,7 +155,7 @@ async def patch_task(request: AnyRequest, name: Path, backend: Backend) -> Respo
 
 def _task(backend: Backend, spec: TaskSpec) -> TaskInfo:
     rules, limit = spec.rules, backend.jobs.rules.task_limit(spec.name)
-    timeout_s = backend.settings.timeout if spec.timeout_s is None else spec.timeout_s
+    timeout_s = backend.settings.timeout if spec.timeout_s is None and not spec.durable else spec.timeout_s
     return TaskInfo(
         name=spec.name,
         description=spec.description,

@@ -236,7 +236,8 @@ def test_a_start_is_held_against_the_function_and_its_key_starts_one(client: htt
     assert_problem(other, 409, code="idempotency_conflict")
     waiting(client, first, "paid")
     assert client.post(f"/api/v1/workflows/{first['id']}/cancel").json()["status"] == "cancelled"
-    assert client.get("/api/v1/tasks/order").json()["durable"] is True
+    task = client.get("/api/v1/tasks/order").json()
+    assert (task["durable"], task["timeout"], task["max_retries"]) == (True, None, 0)
 
 
 def test_a_retry_goes_on_and_a_rerun_points_at_the_run_before(client: httpx.Client, tmp_path: Path) -> None:

@@ -520,6 +520,35 @@ def test_other_arguments_or_a_step_left_out_are_a_change_too(engines: Engines, a
     engines.stop(engine)
 
 
+def test_a_run_whose_function_is_gone_fails_with_its_name_and_goes_on_where_it_was_when_it_is_back(
+    engines: Engines,
+) -> None:
+    calls = Calls()
+
+    def order(ctx: WorkflowContext) -> Any:
+        ctx.step(calls.call, "first")
+        return ctx.wait_event("paid")
+
+    def another(ctx: WorkflowContext) -> None: ...
+
+    engine = engines(functions(order))
+    run = begin(engine, "order")
+    asleep(engines.path, run)
+    engines.stop(engine)
+
+    engine = engines(functions(another))
+    send(engine, run, "paid", 1)
+    state, _, error = ended(engines.path, run)
+    assert (state, "order" in str(error)) == ("failed", True), error
+    engines.stop(engine)
+
+    engine = engines(functions(order))
+    act(engine, "retry", run)
+    assert output(engines.path, run) == 1
+    assert calls.made == ["first"]
+    engines.stop(engine)
+
+
 # -------------------------------------------------------------------------------------------------------------- control
 
 
