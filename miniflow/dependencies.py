@@ -111,6 +111,12 @@ class Dependencies:
         self.waited_for.update(seq for _, seq, _ in known)
         self.ended(tx, [seq for _, seq, ended in known if ended])
 
+    def add_new_edges(self, tx: Transaction, rows: list[tuple[int, int, str, int]]) -> None:
+        """As add_edges, between rows that were just inserted and have not ended: [(parent, child, kind, idx)], by their seqs."""
+        if rows:
+            tx.run_many(sql.ADD_EDGES, rows)
+            self.waited_for.update(parent for parent, *_ in rows)
+
     @staticmethod
     def _known(tx: Transaction, ids: set[str]) -> list[tuple[str, int, int]]:
         return _decode_known(tx.run(sql.JOBS_BY_ID, json_text(sorted(ids)))[0][0]) if ids else []

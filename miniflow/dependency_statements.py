@@ -9,6 +9,11 @@ SELECT p.seq, c.seq, e.value ->> 2, e.value ->> 3
 FROM json_each(?1) e CROSS JOIN jobs p ON p.id = e.value ->> 0 CROSS JOIN jobs c ON c.id = e.value ->> 1
 """
 
+# The same, of rows by their seqs: [parent, child, kind, idx]
+ADD_EDGES = """
+INSERT INTO edges (parent, child, kind, idx) VALUES (?1, ?2, ?3, ?4)
+"""
+
 # Which jobs these ids name: one JSON array of [id, seq, ended]
 JOBS_BY_ID = """
 SELECT json_group_array(json_array(j.id, j.seq, j.completed_at IS NOT NULL))

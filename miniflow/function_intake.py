@@ -105,7 +105,7 @@ class FunctionIntake:
             *(slot or (None, None)),
             "function",
         ]
-        step = [job.id, new_id, 0, spec.name, None, None, None]
+        step = [job.id, new_id, 0, spec.name, None, None, None, None, None]
         return NewWorkflow(
             new_id, spec.name, row, [job], [step], [], False, False, timeout_ms, s.idempotency_key, mark, "function"
         )

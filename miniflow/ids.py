@@ -6,10 +6,14 @@ import os
 import threading
 import time
 
-_RANDOM_BITS = 62
+POOL = 256
+"""Ids whose random bits are asked for at once: the system takes longer to answer than to think of so many."""
+
 _lock = threading.Lock()
 _last_ms = 0
 _counter = 0
+_prefix = ""
+_tails: list[str] = []
 
 
 def uuid7() -> str:
@@ -19,16 +23,38 @@ def uuid7() -> str:
     order of ids made in one process (method 1 of section 6.2), and 62 random bits. A counter that runs over borrows the next
     millisecond.
     """
-    global _last_ms, _counter
-    rand = int.from_bytes(os.urandom(10), "big")
+    global _counter
     with _lock:
         now = time.time_ns() // 1_000_000
+        if not _tails:
+            _refill()
+        tail = _tails.pop()
         if now > _last_ms:
-            _last_ms, _counter = now, (rand >> _RANDOM_BITS) & 0x7FF
+            _begin(now)
         else:  # the same millisecond, or a clock that was set back
             _counter += 1
             if _counter > 0xFFF:
-                _last_ms, _counter = _last_ms + 1, (rand >> _RANDOM_BITS) & 0x7FF
-        value = _last_ms << 80 | 0x7 << 76 | _counter << 64 | 0b10 << 62 | rand & ((1 << _RANDOM_BITS) - 1)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+                _begin(_last_ms + 1)
+        return f"{_prefix}{_counter:03x}-{tail}"
+
+
+def _begin(ms: int) -> None:
+    """Another millisecond. Its counter begins with bits of a tail of its own."""
+    global _last_ms, _counter, _prefix
+    if not _tails:
+        _refill()
+    text = f"{ms:012x}"
+    _last_ms, _counter, _prefix = ms, int(_tails.pop()[-3:], 16) & 0x7FF, f"{text[:8]}-{text[8:]}-7"
+
+
+def _refill() -> None:
+    """The last two groups of ids: two bits of the variant, 62 random ones."""
+    bits = os.urandom(8 * POOL).hex()
+    _tails.extend(
+        f"{'89ab'[int(bits[at], 16) & 3]}{bits[at + 1 : at + 4]}-{bits[at + 4 : at + 16]}"
+        for at in range(0, len(bits), 16)
+    )
+
+
+if hasattr(os, "register_at_fork"):  # a copy of this process must not make the same ids
+    os.register_at_fork(after_in_child=_tails.clear)

@@ -197,6 +197,11 @@ class Registry:
             if self._tasks.get(spec.name) is spec:
                 self._tasks = {name: one for name, one in self._tasks.items() if one is not spec}
 
+    @property
+    def edition(self) -> object:
+        """Another object after each change of the tasks."""
+        return self._tasks
+
     def find(self, name: str) -> TaskSpec | None:
         return self._tasks.get(name)
 

@@ -68,9 +68,9 @@ class Submitting:
         if dependent:
             self._jobs.dependencies.insert(tx, dependent)
 
-    def add(self, tx: Transaction, jobs: list[NewJob], same: SameJobs | None = None) -> None:
+    def add(self, tx: Transaction, jobs: list[NewJob], same: SameJobs | None = None) -> int:
         """Insert jobs that nothing speaks against: their limits and keys have been looked at, and ``same`` has asked for others
-        like them, if that was to be asked."""
+        like them, if that was to be asked. The seq of the first; the others follow."""
         for job in jobs:
             tx.count(job.state, job.queue)
             tx.count("enqueued", job.task)
@@ -79,8 +79,10 @@ class Submitting:
         rows = [job.row if same is None else same.new_rows[job.id] for job in jobs]
         insert = INSERT_RULED_JOBS if ruled else sql.INSERT_JOBS
         tx.run(insert, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        first = tx.first_of(len(rows))
         if ruled and any(len(row) > CONCURRENCY_KEY and row[CONCURRENCY_KEY] is not None for row in rows):
             self._jobs.rules.a_key_came(tx)
+        return first
 
     def _keys_in_use(self, tx: Transaction, ops: list[Operation]) -> dict[str, tuple[str, str | None]]:
         keys = [job.key for op in ops for job in op.argument if job.key is not None]

@@ -36,6 +36,7 @@ from miniflow.workflow_graph import (
     order_of,
     with_defaults,
 )
+from miniflow.workflow_plans import Plan, Plans, another, same_each_time
 
 
 class NewWorkflow(NamedTuple):
@@ -74,6 +75,7 @@ class WorkflowIntake:
 
     def __init__(self, intake: Intake, catalog: Catalog | None = None) -> None:
         self._intake, self.catalog = intake, catalog or Catalog()
+        self._plans: Plans[_Graph, _Made] = Plans(intake.registry)
 
     def workflow(
         self,
@@ -100,16 +102,22 @@ class WorkflowIntake:
             raise InvalidRequest("name", "is missing")
         given = with_defaults(definition.inputs, _decode(s.input))
         known = Known(given, about(new_id, name, *(slot or (None, None))), kept)
-        graph = _Graph.of(definition)
-        made = [self._step(graph, n, known, request_id) for n in graph.order if graph.names[n] not in kept]
+        text = _encode(definition).decode()
+        plan = self._plans.find(text)
+        if plan is None:
+            plan = Plan(_Graph.of(definition))
+        graph = plan.graph
+        made = self._steps(graph, known, request_id, plan.made)
         self._check_ends(graph, known)
+        if not kept:
+            self._plans.keep(text, plan)
         jobs, rows, loose = _rows(graph, made, new_id)
         timeout_ms = max(round(definition.timeout * 1000), 1) if definition.timeout else None
         row = [
             new_id,
             name,
             len(definition.steps),
-            _encode(definition).decode(),
+            text,
             _encode(given).decode() if definition.inputs is not None else bytes(s.input).decode(),
             _json(kept),
             timeout_ms,
@@ -143,14 +151,36 @@ class WorkflowIntake:
         """Whether a definition could be run, whatever its input: raises as ``workflow`` does."""
         known = Known(Later(definition.inputs), about("", name, None, None), {})
         graph = _Graph.of(definition)
-        for n in graph.order:
-            self._step(graph, n, known, None)
+        self._steps(graph, known, None, {})
         self._check_ends(graph, known)
 
-    def _step(self, graph: _Graph, n: int, known: Known, request_id: str | None) -> _Made:
+    def _steps(self, graph: _Graph, known: Known, request_id: str | None, same: dict[int, _Made]) -> list[_Made]:
+        """In an order in which they can run, those that are not kept. ``same`` has, and gets, those that do not change."""
+        places: dict[int, int] = {}
+        made: list[_Made] = []
+        for n in graph.order:
+            if graph.names[n] in known.steps:
+                continue
+            old = None if known.steps else same.get(n)
+            if old is None:
+                parents = tuple(places[one] for one in graph.needs[n] if one in places)
+                new = self._step(graph, n, known, request_id, Waits(parents) if parents else None)
+                if (
+                    new.kind is None
+                    and not known.steps
+                    and same_each_time(new.job, bytes(graph.definition.steps[n].payload))
+                ):
+                    same[n] = new
+            else:
+                new = old._replace(job=another(old.job, request_id))
+            places[n] = len(made)
+            made.append(new)
+        return made
+
+    def _step(self, graph: _Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         step, where = graph.definition.steps[n], f"steps[{n}]."
         if step.for_each is not None:
-            return self._for_each(graph, n, known, request_id)
+            return self._for_each(graph, n, known, request_id, waits)
         if step.max_parallel is not None:
             raise InvalidRequest(f"{where}max_parallel", "is of the items of for_each, and there is none")
         template, payload, wanted = None, step.payload, set[str]()
@@ -164,10 +194,10 @@ class WorkflowIntake:
                     payload = msgspec.Raw(_encode(references.fill(value, known)))
                 except BadReference as exc:
                     raise InvalidRequest(f"{where}payload", str(exc)) from None
-        job = self._job(step, payload, request_id, where, checked=template is None)
+        job = self._job(step, payload, request_id, where, checked=template is None, waits=waits)
         return _Made(n, job, template, step.when, graph.refs(n, wanted, known))
 
-    def _for_each(self, graph: _Graph, n: int, known: Known, request_id: str | None) -> _Made:
+    def _for_each(self, graph: _Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         """The job that stands for those of the items. Where the list is known already, each of them is looked at."""
         step, where = graph.definition.steps[n], f"steps[{n}]."
         if isinstance(step.for_each, str) and not references.is_one(step.for_each):
@@ -192,7 +222,8 @@ class WorkflowIntake:
                     raise InvalidRequest(f"{where}payload", f"for item {place}: {exc}") from None
                 self._job(step, filled, request_id, where, checked=True)
         refs = graph.refs(n, wanted | of_list, known)
-        return _Made(n, stand_in(FOR_EACH, model, step, request_id), None, step.when, refs, "for_each")
+        job = stand_in(FOR_EACH, model, step, request_id)._replace(waits=waits)
+        return _Made(n, job, None, step.when, refs, "for_each")
 
     def _check_ends(self, graph: _Graph, known: Known) -> None:
         """InvalidRequest and the like for a compensation, an on_failure, or an output, that could not be made."""
@@ -230,7 +261,16 @@ class WorkflowIntake:
         """A job that is no step, its payload filled in; when it runs that is held against the task. UnknownTask, TooLarge."""
         return self._job(work, payload, request_id, "", checked=False)
 
-    def _job(self, work: Work, payload: msgspec.Raw, request_id: str | None, where: str, *, checked: bool) -> NewJob:
+    def _job(
+        self,
+        work: Work,
+        payload: msgspec.Raw,
+        request_id: str | None,
+        where: str,
+        *,
+        checked: bool,
+        waits: Waits | None = None,
+    ) -> NewJob:
         asked = Submission(
             task=work.task, type=work.type, payload=payload, queue=work.queue, priority=work.priority, timeout=work.timeout,
             max_retries=work.max_retries, retry=work.retry, tags=work.tags, meta=work.meta, description=work.description,
@@ -241,7 +281,7 @@ class WorkflowIntake:
             if spec is not None:  # else it is refused for that
                 _check_executor(spec, work.executor, f"{where}executor")
             own = {"executor": work.executor}
-        return self._intake.job(asked, request_id=request_id, where=where, checked=checked, own=own)
+        return self._intake.job(asked, request_id=request_id, where=where, checked=checked, own=own, waits=waits)
 
 
 def _check_executor(spec: TaskSpec, wanted: str, field: str) -> None:
@@ -358,19 +398,16 @@ class _Graph(NamedTuple):
 
 def _rows(graph: _Graph, made: list[_Made], new_id: str) -> tuple[list[NewJob], list[list[Any]], list[str]]:
     """The jobs of a workflow, the rows of its steps, and the ids of those jobs that wait for nothing but their turn."""
-    places = {step.idx: place for place, step in enumerate(made)}
     jobs, rows, loose = [], [], []
     for step in made:
-        parents = tuple(places[n] for n in graph.needs[step.idx] if n in places)
         job, later = step.job, bool(step.template or step.condition or step.kind)
-        if parents or later:
+        if later and job.waits is None:
             job.row[4] = State.PENDING
-            job = job._replace(state=State.PENDING, waits=Waits(parents) if parents else None)
+            job = job._replace(state=State.PENDING)
+            loose.append(job.id)
         jobs.append(job)
         name = graph.names[step.idx]
         rows.append([job.id, new_id, step.idx, name, step.template, step.condition, step.refs, None, step.kind])
-        if later and not parents:
-            loose.append(job.id)
     return jobs, rows, loose
 
 

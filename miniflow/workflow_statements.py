@@ -9,10 +9,8 @@ INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
                        idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version,
                        schedule, scheduled_for, kind, created_at, updated_at, changed)
-SELECT value ->> 0, value ->> 1, 'running', value ->> 2, (value ->> 2) - (value ->> 13), value ->> 13, value ->> 3, value ->> 4,
-       value ->> 5, value ->> 6, ?2 + (value ->> 6), value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12,
-       value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, coalesce(value ->> 19, 'steps'), ?2, ?2, ?3
-FROM json_each(?1)
+VALUES (?1, ?2, 'running', ?3, ?3 - ?14, ?14, ?4, ?5, ?6, ?7, ?20 + ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?15, ?16, ?17, ?18, ?19,
+        coalesce(?22, 'steps'), ?20, ?20, ?21)
 """
 
 # A step: [job's id, workflow's id, idx, name, template, condition, refs, role, kind]
@@ -20,6 +18,12 @@ INSERT_STEPS = """
 INSERT INTO steps (job, workflow, idx, name, template, condition, refs, role, kind)
 SELECT j.seq, w.number, s.value ->> 2, s.value ->> 3, s.value ->> 4, s.value ->> 5, s.value ->> 6, coalesce(s.value ->> 7, 'step'), s.value ->> 8
 FROM json_each(?1) s CROSS JOIN workflows w ON w.id = s.value ->> 1 CROSS JOIN jobs j ON j.id = s.value ->> 0
+"""
+
+# The same, where the numbers of the rows are known: [job's seq, workflow's number, idx, name, template, condition, refs, role, kind]
+ADD_STEPS = """
+INSERT INTO steps (job, workflow, idx, name, template, condition, refs, role, kind)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, coalesce(?8, 'step'), ?9)
 """
 
 WORKFLOW_KEYS_IN_USE = """

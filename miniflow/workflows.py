@@ -111,19 +111,22 @@ class Workflows:
 
     def add(self, tx: Transaction, fresh: list[NewWorkflow]) -> None:
         """Insert workflows that nothing speaks against: their keys, and the limits of their jobs, have been looked at."""
-        tx.run(sql.INSERT_WORKFLOWS, json_text([new.row for new in fresh]), tx.now_ms, tx.number)
+        rows = [(*new.row[:19], tx.now_ms, tx.number, new.row[19] if len(new.row) > 19 else None) for new in fresh]
+        tx.run_many(sql.INSERT_WORKFLOWS, rows)
+        number = tx.first_of(len(fresh))
         tx.count(WORKFLOWS, RUNNING, len(fresh))
-        self._jobs.submitting.add(tx, [job for new in fresh for job in new.jobs])
-        tx.run(sql.INSERT_STEPS, json_text([step for new in fresh for step in new.steps]))
-        dependent = [
-            (job, accepted)
-            for new in fresh
-            for accepted in [[Accepted(job.id, False) for job in new.jobs]]
-            for job in new.jobs
-            if job.waits is not None
-        ]
-        if dependent:
-            self._jobs.dependencies.insert(tx, dependent)
+        seq = self._jobs.submitting.add(tx, [job for new in fresh for job in new.jobs])
+        steps: list[tuple[int | str | None, ...]] = []
+        edges: list[tuple[int, int, str, int]] = []
+        for new in fresh:
+            for place, (job, step) in enumerate(zip(new.jobs, new.steps, strict=True)):
+                steps.append((seq + place, number, *step[2:]))
+                if job.waits is not None:
+                    edges += [(seq + one, seq + place, job.waits.kind, k) for k, one in enumerate(job.waits.jobs)]  # type: ignore[operator]
+            seq += len(new.jobs)
+            number += 1
+        tx.run_many(sql.ADD_STEPS, steps)
+        self._jobs.dependencies.add_new_edges(tx, edges)
         loose = [job_id for new in fresh for job_id in new.loose]
         if loose:
             self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.SEQS_BY_ID, json_text(loose))[0][0]))

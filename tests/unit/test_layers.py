@@ -89,6 +89,7 @@ LAYERS = (
         "compensation",
         "expansion",
         "workflow_intake",
+        "workflow_plans",
         "workflow_queries",
         "function_intake",
         "function_queries",

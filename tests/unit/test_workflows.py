@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from miniflow.explain import explain
 from miniflow.states import State
 from miniflow.workflows import WORKFLOWS
 from tests.engines import Engines, FakeClock, Gate, row, settle, submit, verb, wait_for_state
-from tests.invariants import check_invariants
+from tests.invariants import check_invariants, read
 from tests.workflows import act, ended, new_workflow, start, state, step_job, steps
 
 
@@ -479,3 +481,29 @@ def test_a_step_that_kills_the_process_three_times_fails_its_workflow_at_the_sta
     assert (found, done) == ("failed", 0)
     assert "step one is dead_letter" in (error or "")
     engines.stop(engine)
+
+
+def test_a_shape_that_is_started_again_is_the_same_with_ids_and_inputs_of_its_own(engines: Engines) -> None:
+    engine = engines([echo], workers=0)
+    wanted = [
+        {"name": "fixed", "task": "echo", "payload": {"value": 1}},
+        {"name": "given", "task": "echo", "payload": {"value": "${input.n}"}},
+        {"name": "later", "task": "echo", "payload": {"value": "${steps.fixed}"}},
+    ]
+    for n in (1, 2):
+        start(engine, wanted, input={"n": n})
+    with closing(read(engine.database.path)) as connection:
+        found = list(connection.execute("SELECT id, state, json(payload) FROM jobs ORDER BY seq"))
+    assert [json.loads(payload)["value"] for *_, payload in found] == [
+        1, 1, "${steps.fixed}", 1, 2, "${steps.fixed}"
+    ]  # fmt: skip
+    assert [state for _, state, _ in found] == [State.QUEUED, State.PENDING, State.PENDING] * 2
+    assert len({job_id for job_id, *_ in found}) == 6
+
+
+def test_a_shape_is_looked_at_again_when_the_tasks_have_changed(engines: Engines) -> None:
+    engine = engines([echo], workers=0)
+    start(engine, [{"task": "echo"}])
+    engine.registry.discard(engine.registry.get("echo"))
+    with pytest.raises(UnknownTask):
+        start(engine, [{"task": "echo"}])
