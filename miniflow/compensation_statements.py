@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+
+def undone_of(job: str) -> str:
+    """A row for each workflow that has undone what its steps did, of those that this job is a step of: its own, and that which this
+    is a step of, and so on."""
+    return f"""
+  WITH RECURSIVE up (undoing_at, parent) AS (
+    SELECT w.undoing_at, w.parent FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
+    WHERE s.job = {job} AND s.role IN ('step', 'item')
+    UNION ALL
+    SELECT w.undoing_at, w.parent FROM up CROSS JOIN steps s ON s.job = up.parent CROSS JOIN workflows w ON w.number = s.workflow)
+  SELECT 1 FROM up WHERE undoing_at IS NOT NULL"""
+
+
 ANY_TO_UNDO = (
     "SELECT EXISTS (SELECT 1 FROM workflows INDEXED BY workflows_by_state WHERE state = 'running' AND undo = 1)"
 )
@@ -15,7 +28,7 @@ SELECT w.number, w.id, w.name, w.input, w.kept, w.definition, w.request_id, w.er
   SELECT json_array(s.name, format(?2, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error))))
   FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
   WHERE s.workflow = w.number AND s.role IN ('step', 'item') AND j.state <> 'completed' AND NOT s.skipped
-  ORDER BY j.state = 'cancelled', j.completed_at, s.idx LIMIT 1)
+  ORDER BY j.state = 'cancelled' AND NOT (s.kind IS 'workflow' AND s.items IS NOT NULL), j.completed_at, s.idx LIMIT 1)
 FROM workflows w
 WHERE w.number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value)
   AND w.undo = 1 AND w.undoing_at IS NULL AND w.open = 0 AND w.beside = 0 AND w.state = 'running' AND w.done < w.total_steps
@@ -53,9 +66,5 @@ WHERE workflows.number = u.of
 HAS_UNDONE = "SELECT EXISTS (SELECT 1 FROM steps WHERE workflow = ?1 AND role = 'undo')"
 FORGET_UNDOING = "UPDATE workflows SET undoing_at = NULL, cause = NULL WHERE number = ?1"
 
-# Whether this row is a step of a workflow that has undone what its steps did.
-IS_UNDONE = """
-SELECT EXISTS (
-  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
-  WHERE s.job = ?1 AND s.role IN ('step', 'item') AND w.undoing_at IS NOT NULL)
-"""
+# Whether this row is a step of a workflow that has undone what its steps did, or of one that is a step of such.
+IS_UNDONE = f"SELECT EXISTS ({undone_of('?1')})"

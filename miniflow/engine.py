@@ -142,7 +142,8 @@ class Engine:
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
         flows = WorkflowIntake(intake)
-        self.jobs.workflows.compensation.intake = self.jobs.workflows.expansion.intake = flows
+        mine = self.jobs.workflows
+        mine.compensation.intake = mine.expansion.intake = mine.subworkflows.intake = flows
         return intake, flows
 
     def _services(self) -> Services:

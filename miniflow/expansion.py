@@ -21,6 +21,7 @@ from miniflow import workflow_statements as workflow_sql
 from miniflow.cancelling import cancel_rows
 from miniflow.model import Accepted, NewJob, Waits
 from miniflow.references import Known
+from miniflow.stand_ins import SUBWORKFLOW
 from miniflow.states import State
 from miniflow.workflow_graph import STEPS_MAX, Step, as_items, decode_step
 from miniflow.writer import Transaction, json_text
@@ -49,6 +50,7 @@ class Turn(NamedTuple):
     step: str | None
     template: str | None
     condition: str | None
+    payload: str | None
     workflow: str
     workflow_name: str
     schedule: str | None
@@ -81,11 +83,11 @@ class Expansion:
         assert self.intake is not None
         step: Step = decode_step(turn.step or "{}")
         items = as_items(references.fill(step.for_each, known))
-        payload = _decode(step.payload)
+        payload = _decode(step.given)
         jobs: list[NewJob] = []
         for n, item in enumerate(items):
             filled = json_text(references.fill(payload, known._replace(own={"item": item, "index": n})))
-            job = self.intake.work(step, msgspec.Raw(filled.encode()), turn.request_id)
+            job = self.intake.item(step, msgspec.Raw(filled.encode()), turn.request_id)
             if step.max_parallel is not None and n >= step.max_parallel:  # in as many lanes
                 job.row[4] = State.PENDING
                 waits = Waits((jobs[n - step.max_parallel].id,), "all")
@@ -104,13 +106,17 @@ class Expansion:
         for turn, made in expanded:
             beside[turn.workflow] += len(made)
             for n, job in enumerate(made):
-                rows.append([job.id, turn.workflow, turn.idx, f"{turn.name}[{n}]", None, None, None, "item"])
+                kind = "workflow" if job.task == SUBWORKFLOW else None
+                rows.append([job.id, turn.workflow, turn.idx, f"{turn.name}[{n}]", None, None, None, "item", kind])
                 edges.append((job.id, turn.id, "all", EDGES_FROM + n))
         tx.run(workflow_sql.INSERT_STEPS, json_text(rows))
         tx.run(sql.ADD_BESIDE, json_text(list(beside.items())), tx.now_ms, tx.number)
         accepted = [Accepted(job.id) for job in jobs]
         self._jobs.dependencies.insert(tx, [(job, accepted) for job in jobs if job.waits is not None])
         self._jobs.dependencies.add_edges(tx, edges)
+        first = [job.id for job in jobs if job.task == SUBWORKFLOW and job.waits is None]
+        if first:  # workflows: they wait for nothing but to be started
+            self._jobs.dependencies.release(tx, _decode_seqs(tx.run(workflow_sql.SEQS_BY_ID, json_text(first))[0][0]))
 
     def collect(self, tx: Transaction, seqs: list[int]) -> dict[int, str]:
         """All items of these steps have ended, and so do they: completed, but for those that are answered, with the reason."""

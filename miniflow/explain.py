@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from miniflow import rule_statements as sql
+from miniflow import subworkflow_statements as subworkflow_sql
 from miniflow.clock import Clock, rfc3339
 from miniflow.errors import NotFound
 from miniflow.function_queries import waits_for
@@ -131,6 +132,9 @@ class _Explaining:
         for workflow, paused_at in self._tx.run(sql.PAUSED_WORKFLOW_OF, self._row.seq):
             text = f"its workflow is paused since {rfc3339(paused_at)}; `miniflow workflow resume {workflow}` lets it go on"
             reasons.append(Reason(code="workflow_paused", text=text))
+        for child_id, name in self._tx.run(subworkflow_sql.RUNNING_CHILD_OF_JOB, self._row.seq):
+            text = f"it stands for workflow {child_id} ({name}), which has not ended"
+            return [*reasons, Reason(code="waits_for_workflow", text=text)], "When that has ended, so has it"
         parents = self._tx.run(sql.OPEN_PARENTS, self._row.seq, NAMED_MAX)
         n = parents[0][3] if parents else 0
         named = ", ".join(f"{job_id} ({task}, {state})" for job_id, task, state, _ in parents)

@@ -103,11 +103,24 @@ class FunctionIntake:
             None,
             None,
             *(slot or (None, None)),
+            None,
             "function",
         ]
         step = [job.id, new_id, 0, spec.name, None, None, None, None, None]
         return NewWorkflow(
-            new_id, spec.name, row, [job], [step], [], False, False, timeout_ms, s.idempotency_key, mark, "function"
+            new_id,
+            spec.name,
+            row,
+            [job],
+            [step],
+            [],
+            False,
+            False,
+            False,
+            timeout_ms,
+            s.idempotency_key,
+            mark,
+            "function",
         )
 
     def _spec(self, name: str) -> TaskSpec:

@@ -350,6 +350,7 @@ class Jobs:
             seq, state, queue, _ = find(tx, job_id)
             if state in (State.DEAD_LETTER, State.CANCELLED):
                 self.workflows.compensation.check_retry(tx, seq, job_id, state)
+                self.workflows.subworkflows.check_retry(tx, seq, job_id, state)
             if state is State.DEAD_LETTER:
                 self.replay(tx, [seq])
             elif state is State.RETRYING:

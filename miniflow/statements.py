@@ -11,6 +11,8 @@ no statistics in the file for it to be led astray by (the share of leased rows c
 
 from __future__ import annotations
 
+from miniflow.compensation_statements import undone_of
+
 # ------------------------------------------------------------------------------------------------------------ submitting
 
 # A row: [id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, relative, expires_at, request_id,
@@ -195,12 +197,11 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND lease IS NOT NULL
 """
 
 # Counts start anew; the history of attempts stays, under the numbers it had.
-REPLAY_IF_DEAD = """
+REPLAY_IF_DEAD = f"""
 UPDATE jobs NOT INDEXED SET state = 'queued', turn = ?2, updated_at = ?3, changed = ?4, completed_at = NULL, cancel_requested_at = NULL, run_at = NULL,
                 expires_at = NULL, attempt = 0, crashes = 0, progress = NULL, result_read = NULL
-WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter' AND NOT EXISTS (
-  SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
-  WHERE s.job = jobs.seq AND s.role IN ('step', 'item') AND w.undoing_at IS NOT NULL)
+WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'dead_letter'
+  AND NOT EXISTS ({undone_of("jobs.seq")})
 RETURNING seq, queue, priority, id
 """
 

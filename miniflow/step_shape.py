@@ -24,9 +24,9 @@ class Items(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A step, and the job that it is. ``status`` is that of the job, or ``skipped`` (its condition did not hold), or ``reused``
-    (a rerun took over its output), or ``failed`` (items of it did not end well). Payload and output are left out where they are
-    over 64 KiB; the job has them.
+    """A step, and the job that it is; or the workflow, with its ``workflow_id``. ``status`` is that of the job, or ``skipped``
+    (its condition did not hold), or ``reused`` (a rerun took over its output), or ``failed`` (items of it, or its workflow, did
+    not end well). Payload and output are left out where they are over 64 KiB; the job has them.
 
     Of a durable function it is what the function has asked for, and no job: ``kind`` is step, sleep, event, workflow or value;
     ``status`` queued, running, waiting, completed, failed or cancelled. ``waits`` says in words what for, ``wake_at`` until when.
@@ -38,6 +38,8 @@ class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     job_id: str | None = None
     task: str = ""
     type: str = ""
+    workflow: str | None = None
+    workflow_id: str | None = None
     status: str
     needs: list[str] | None = None
     when: str | None = None
@@ -46,12 +48,12 @@ class WorkflowStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: int = 0
     max_retries: int | None = None
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     progress: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     items: Items | None = None
     error: str | None = None
     key: str | None = None
-    workflow_id: str | None = None
     waits: str | None = None
     wake_at: str | None = None
     started_at: str | None = None

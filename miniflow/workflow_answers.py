@@ -29,8 +29,8 @@ class Items(Answer):
 
 
 class WorkflowStep(Answer):
-    """A step of a workflow, and the job that it is. ``status`` is that of the job, or skipped, or reused (of a
-    rerun), or failed (items of it).
+    """A step of a workflow, and the job that it is, or the workflow (``workflow_id``). ``status`` is that of the job, or
+    skipped, or reused (of a rerun), or failed (items of it, or its workflow).
 
     Of a durable function it is what the function has asked for: ``kind`` is step, sleep, event, workflow or value, ``waits`` says
     what it waits for, ``key`` is the idempotency key of a step, ``workflow_id`` the run that it has spawned."""
@@ -40,6 +40,8 @@ class WorkflowStep(Answer):
     status: str = ""
     job_id: str | None = None
     task: str = ""
+    workflow: str | None = None
+    workflow_id: str | None = None
     queue: str | None = None
     executor: str | None = None
     needs: list[str] | None = None
@@ -47,13 +49,13 @@ class WorkflowStep(Answer):
     attempt: int = 0
     max_retries: int | None = None
     payload: Any = None
+    input: Any = None
     output: Any = None
     progress: Any = None
     items: Items | None = None
     error: str | None = None
     kind: str = ""
     key: str | None = None
-    workflow_id: str | None = None
     waits: str | None = None
     wake_at: dt.datetime | None = None
     started_at: dt.datetime | None = None
@@ -95,6 +97,8 @@ class Workflow(Answer):
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
     kind: str = "steps"
+    parent_id: str | None = None
+    parent_step: str | None = None
     status: str = ""
     current_step: int = 0
     total_steps: int = 0
@@ -104,7 +108,6 @@ class Workflow(Answer):
     output: Any = None
     error: str | None = None
     job_id: str | None = None
-    parent: str | None = None
     steps: list[WorkflowStep] = msgspec.field(default_factory=list)
     compensations: list[Compensation] = msgspec.field(default_factory=list)
     events: list[ReceivedEvent] = msgspec.field(default_factory=list)

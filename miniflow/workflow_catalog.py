@@ -13,6 +13,8 @@ from miniflow.workflow_graph import Definition
 API, FILE = "api", "file"
 """Who defines it."""
 SHOWN = 20
+NESTED_MAX = 20
+"""Workflows in workflows."""
 
 
 class Kept(NamedTuple):
@@ -49,6 +51,28 @@ class Catalog:
             there = f"there are {', '.join(names)}" if names else "none is kept"
             raise InvalidRequest(field, f"there is no definition {name!r}; {there}")
         return found
+
+    def check_nesting(self, name: str | None, definition: Definition) -> None:
+        """InvalidRequest for steps that are workflows and lead back to it, or too deep. ``name`` is its own, if it has one."""
+        known: dict[str, int] = {}
+        for n, step in enumerate(definition.steps):
+            if step.workflow is not None:
+                path = () if name is None else (name,)
+                self._depth(step.workflow, path, known, f"steps[{n}].workflow")
+
+    def _depth(self, name: str, path: tuple[str, ...], known: dict[str, int], field: str) -> int:
+        """How many workflows are in one another below this one."""
+        if name in path:
+            raise InvalidRequest(field, f"is a circle: {' runs '.join((*path, name))}")
+        if name not in known:
+            inner = self._kept.get(name)
+            steps = inner.definition.steps if inner is not None else []
+            names = sorted({step.workflow for step in steps if step.workflow is not None})
+            depths = [self._depth(one, (*path, name), known, field) for one in names]
+            known[name] = max(depths, default=0) + 1
+        if len(path) + known[name] > NESTED_MAX:
+            raise InvalidRequest(field, f"would be more than {NESTED_MAX} workflows in one another")
+        return known[name]
 
     def put(self, kept: Kept) -> None:
         if kept.name is not None:

@@ -42,14 +42,21 @@ class Work(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Step(Work):
-    """A step of a workflow: a job, and which steps it needs. Durations are seconds."""
+    """A step of a workflow: a job, or a workflow that is kept under a name, and which steps it needs. Durations are seconds."""
 
     name: Name | None = None
+    workflow: Short | None = None
+    input: msgspec.Raw = NULL
     needs: list[str] | None = None
     when: str | None = None
     for_each: str | list[Any] | None = None
     max_parallel: Annotated[int, msgspec.Meta(ge=1, le=ITEMS_MAX)] | None = None
     compensate: Work | None = None
+
+    @property
+    def given(self) -> msgspec.Raw:
+        """What its task, or its workflow, is given."""
+        return self.payload if self.workflow is None else self.input
 
 
 Steps = Annotated[list[Step], msgspec.Meta(min_length=1, max_length=STEPS_MAX)]
@@ -144,7 +151,7 @@ decode_definition = msgspec.json.Decoder(Definition).decode
 
 def names_of(steps: list[Step]) -> list[str]:
     """The name of each; a step without one goes by its task, if no other does."""
-    names = [step.name or step.task or step.type or f"step-{n}" for n, step in enumerate(steps)]
+    names = [step.name or step.task or step.type or step.workflow or f"step-{n}" for n, step in enumerate(steps)]
     seen: dict[str, int] = {}
     for n, name in enumerate(names):
         if name in seen:

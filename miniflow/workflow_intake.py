@@ -16,27 +16,24 @@ from miniflow import limits, references
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest
 from miniflow.ids import uuid7
-from miniflow.intake import Intake, Submission
+from miniflow.intake import EMPTY, Intake, Submission
 from miniflow.model import NewJob, Waits
-from miniflow.references import BadReference, Known, Reference
+from miniflow.references import BadReference, Known
 from miniflow.registry import TaskSpec
+from miniflow.stand_ins import FOR_EACH, SUBWORKFLOW, stand_in
 from miniflow.states import State
 from miniflow.workflow_catalog import Catalog, Kept
 from miniflow.workflow_graph import (
-    Before,
+    NULL,
     Definition,
-    Input,
     Step,
     Work,
     WorkflowSubmission,
     as_items,
-    before_of,
-    names_of,
-    needs_of,
-    order_of,
     with_defaults,
 )
 from miniflow.workflow_plans import Plan, Plans, another, same_each_time
+from miniflow.workflow_scope import Graph, Later, referred
 
 
 class NewWorkflow(NamedTuple):
@@ -53,10 +50,16 @@ class NewWorkflow(NamedTuple):
     undoes: bool
     expands: bool
     """Whether a step of it stands for others."""
+    nests: bool
+    """Whether a step of it is a workflow."""
     timeout_ms: int | None = None
     key: str | None = None
     fingerprint: str | None = None
     kind: str = "steps"
+
+
+OF_TASKS = ("task", "type", "payload", "queue", "priority", "max_retries", "retry", "executor", "tags")
+"""What a step that is a workflow has not."""
 
 
 class Slot(NamedTuple):
@@ -75,7 +78,7 @@ class WorkflowIntake:
 
     def __init__(self, intake: Intake, catalog: Catalog | None = None) -> None:
         self._intake, self.catalog = intake, catalog or Catalog()
-        self._plans: Plans[_Graph, _Made] = Plans(intake.registry)
+        self._plans: Plans[Graph, _Made] = Plans(intake.registry)
 
     def workflow(
         self,
@@ -86,9 +89,10 @@ class WorkflowIntake:
         kept: Mapping[str, Any] | None = None,
         rerun_of: str | None = None,
         slot: Slot | None = None,
+        parent: int | None = None,
     ) -> NewWorkflow:
         """What ``s`` asks for. ``of`` is the definition, where it is not the newest of its name. Of a rerun, ``kept`` are the
-        outputs of the steps that are not to run again.
+        outputs of the steps that are not to run again. ``parent`` is the row of the step that it is.
 
         Raises InvalidRequest naming the step and its field, UnknownTask, TooLarge.
         """
@@ -102,10 +106,11 @@ class WorkflowIntake:
             raise InvalidRequest("name", "is missing")
         given = with_defaults(definition.inputs, _decode(s.input))
         known = Known(given, about(new_id, name, *(slot or (None, None))), kept)
+        nests = self._check_nesting(None if of is None else of.name, definition)
         text = _encode(definition).decode()
         plan = self._plans.find(text)
         if plan is None:
-            plan = Plan(_Graph.of(definition))
+            plan = Plan(Graph.of(definition))
         graph = plan.graph
         made = self._steps(graph, known, request_id, plan.made)
         self._check_ends(graph, known)
@@ -132,6 +137,7 @@ class WorkflowIntake:
             None if of is None else of.name,
             None if of is None else of.version,
             *(slot or (None, None)),
+            parent,
         ]
         return NewWorkflow(
             new_id,
@@ -142,6 +148,7 @@ class WorkflowIntake:
             loose,
             definition.undoes,
             any(step.kind for step in made),
+            nests,
             timeout_ms,
             s.idempotency_key,
             mark,
@@ -150,11 +157,12 @@ class WorkflowIntake:
     def check(self, name: str, definition: Definition) -> None:
         """Whether a definition could be run, whatever its input: raises as ``workflow`` does."""
         known = Known(Later(definition.inputs), about("", name, None, None), {})
-        graph = _Graph.of(definition)
+        graph = Graph.of(definition)
+        self._check_nesting(name, definition)
         self._steps(graph, known, None, {})
         self._check_ends(graph, known)
 
-    def _steps(self, graph: _Graph, known: Known, request_id: str | None, same: dict[int, _Made]) -> list[_Made]:
+    def _steps(self, graph: Graph, known: Known, request_id: str | None, same: dict[int, _Made]) -> list[_Made]:
         """In an order in which they can run, those that are not kept. ``same`` has, and gets, those that do not change."""
         places: dict[int, int] = {}
         made: list[_Made] = []
@@ -177,27 +185,63 @@ class WorkflowIntake:
             made.append(new)
         return made
 
-    def _step(self, graph: _Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
+    def _check_nesting(self, name: str | None, definition: Definition) -> bool:
+        """Whether steps of it are workflows. InvalidRequest if they lead back to it."""
+        nests = any(step.workflow is not None for step in definition.steps)
+        if nests:
+            self.catalog.check_nesting(name, definition)
+        return nests
+
+    def _step(self, graph: Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         step, where = graph.definition.steps[n], f"steps[{n}]."
         if step.for_each is not None:
             return self._for_each(graph, n, known, request_id, waits)
         if step.max_parallel is not None:
             raise InvalidRequest(f"{where}max_parallel", "is of the items of for_each, and there is none")
-        template, payload, wanted = None, step.payload, set[str]()
-        if b"${" in bytes(payload):
-            value = _decode(payload)
-            wanted, whole = referred(value, f"{where}payload", known)
+        field, template, given, wanted = self._given_field(step, where), None, step.given, set[str]()
+        if b"${" in bytes(given):
+            value = _decode(given)
+            wanted, whole = referred(value, field, known)
             if not whole:
-                template = bytes(payload).decode()
+                template = bytes(given).decode()
             else:
                 try:
-                    payload = msgspec.Raw(_encode(references.fill(value, known)))
+                    given = msgspec.Raw(_encode(references.fill(value, known)))
                 except BadReference as exc:
-                    raise InvalidRequest(f"{where}payload", str(exc)) from None
-        job = self._job(step, payload, request_id, where, checked=template is None, waits=waits)
-        return _Made(n, job, template, step.when, graph.refs(n, wanted, known))
+                    raise InvalidRequest(field, str(exc)) from None
+        refs = graph.refs(n, wanted, known)
+        if step.workflow is not None:
+            self._check_input(step, given, where, whole=template is None)
+            job = stand_in(SUBWORKFLOW, step, request_id, payload=bytes(given).decode() if template is None else "null")
+            return _Made(n, job._replace(waits=waits), template, step.when, refs, "workflow")
+        job = self._job(step, given, request_id, where, checked=template is None, waits=waits)
+        return _Made(n, job, template, step.when, refs)
 
-    def _for_each(self, graph: _Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
+    def _given_field(self, step: Step, where: str) -> str:
+        """The field with what the task or the workflow is given. InvalidRequest for what is of the one and given to the other."""
+        if step.workflow is None:
+            if bytes(step.input) != bytes(NULL):
+                raise InvalidRequest(f"{where}input", "is of a workflow; what a task is given is its payload")
+            return f"{where}payload"
+        for name in OF_TASKS:
+            if getattr(step, name) is not None and getattr(step, name) != EMPTY:
+                raise InvalidRequest(
+                    f"{where}{name}", "is of a task, and the step is a workflow, whose steps say their own"
+                )
+        self.catalog.get(step.workflow, f"{where}workflow")
+        return f"{where}input"
+
+    def _check_input(self, step: Step, given: msgspec.Raw, where: str, *, whole: bool) -> None:
+        """InvalidRequest for an input that the workflow of a step does not take, as far as that can be told."""
+        inputs = self.catalog.get(step.workflow or "", f"{where}workflow").definition.inputs
+        value = _decode(given)
+        if whole or isinstance(value, dict):
+            try:
+                with_defaults(inputs, value)
+            except InvalidRequest as exc:
+                raise InvalidRequest(f"{where}{exc.field}", exc.reason) from None
+
+    def _for_each(self, graph: Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         """The job that stands for those of the items. Where the list is known already, each of them is looked at."""
         step, where = graph.definition.steps[n], f"steps[{n}]."
         if isinstance(step.for_each, str) and not references.is_one(step.for_each):
@@ -205,10 +249,12 @@ class WorkflowIntake:
                 f"{where}for_each",
                 f"{step.for_each!r} is neither a list nor one reference to a list, as ${{steps.list}}",
             )
+        field = self._given_field(step, where)
         of_list, listed = referred(step.for_each, f"{where}for_each", known)
-        payload = _decode(step.payload)
-        wanted, whole = referred(payload, f"{where}payload", known, ("item", "index"))
-        model = self._job(step, step.payload, request_id, where, checked=not list(references.find(payload)))
+        given = _decode(step.given)
+        wanted, whole = referred(given, field, known, ("item", "index"))
+        plain = not list(references.find(given))
+        model = self._item(step, step.given, request_id, where, checked=plain)
         if listed:
             try:
                 items = as_items(references.fill(step.for_each, known))
@@ -217,15 +263,27 @@ class WorkflowIntake:
             for place, item in enumerate(items if whole else ()):
                 own = known._replace(own={"item": item, "index": place})
                 try:
-                    filled = msgspec.Raw(_encode(references.fill(payload, own)))
+                    filled = msgspec.Raw(_encode(references.fill(given, own)))
                 except BadReference as exc:
-                    raise InvalidRequest(f"{where}payload", f"for item {place}: {exc}") from None
-                self._job(step, filled, request_id, where, checked=True)
+                    raise InvalidRequest(field, f"for item {place}: {exc}") from None
+                self._item(step, filled, request_id, where, checked=True)
+        job = stand_in(FOR_EACH, step, request_id, queue=model.queue, priority=model.priority)
         refs = graph.refs(n, wanted | of_list, known)
-        job = stand_in(FOR_EACH, model, step, request_id)._replace(waits=waits)
-        return _Made(n, job, None, step.when, refs, "for_each")
+        return _Made(n, job._replace(waits=waits), None, step.when, refs, "for_each")
 
-    def _check_ends(self, graph: _Graph, known: Known) -> None:
+    def _item(self, step: Step, given: msgspec.Raw, request_id: str | None, where: str, *, checked: bool) -> NewJob:
+        if step.workflow is None:
+            return self._job(step, given, request_id, where, checked=checked)
+        self._check_input(step, given, where, whole=checked)
+        return stand_in(SUBWORKFLOW, step, request_id, payload=bytes(given).decode())
+
+    def item(self, step: Step, given: msgspec.Raw, request_id: str | None) -> NewJob:
+        """The job of an item of for_each; of a workflow the one that stands for it. UnknownTask, TooLarge."""
+        if step.workflow is None:
+            return self.work(step, given, request_id)
+        return stand_in(SUBWORKFLOW, step, request_id, payload=bytes(given).decode())
+
+    def _check_ends(self, graph: Graph, known: Known) -> None:
         """InvalidRequest and the like for a compensation, an on_failure, or an output, that could not be made."""
         definition = graph.definition
         if not isinstance(definition.output, msgspec.UnsetType):
@@ -309,94 +367,12 @@ class _Made(NamedTuple):
     kind: str | None = None
 
 
-FOR_EACH = "miniflow.for_each"
-"""The task of a job that stands for those of items. There is none of that name: it never runs."""
-
-
-def stand_in(task: str, model: NewJob, step: Step, request_id: str | None) -> NewJob:
-    """A job that stands for others, in the queue that they would be in."""
-    new_id = uuid7()
-    row = [new_id, task, model.queue, model.priority, State.PENDING, "{}", 0, None, None, 0, None, request_id]
-    row += [None, _json(step.tags), _json(step.meta), step.description]
-    return NewJob(new_id, task, model.queue, model.priority, State.PENDING, None, None, row)
-
-
 def about(workflow: str, name: str, schedule: str | None, scheduled_for: int | None) -> dict[str, Any]:
     """What ``${workflow…}`` leads to: of one that a schedule started also that, and the time it is for."""
     return {"id": workflow, "name": name, "schedule": schedule, "scheduled_for": rfc3339(scheduled_for)}
 
 
-class Later(NamedTuple):
-    """An input that is not known yet, and perhaps which fields it will have."""
-
-    inputs: Mapping[str, Input] | None
-
-
-class Referred(NamedTuple):
-    """``steps`` are the names of those that a value refers to; it is ``whole`` if all that it refers to is known."""
-
-    steps: set[str]
-    whole: bool
-
-
-def referred(value: Any, field: str, known: Known, own: tuple[str, ...] = ()) -> Referred:
-    """What a value refers to; of the roots that are known in some places only, ``own`` are here. InvalidRequest."""
-    try:
-        return _referred(list(references.find(value)), field, known, own)
-    except BadReference as exc:
-        raise InvalidRequest(field, str(exc)) from None
-
-
-def _referred(found: list[Reference], field: str, known: Known, own: tuple[str, ...] = ()) -> Referred:
-    later = isinstance(known.input, Later) and any(one.root == "input" for one in found)
-    for one in found:
-        if one.root in references.OWN and one.root not in own:
-            raise InvalidRequest(field, f"${{{one.text}}} is known only {references.OWN[one.root]}")
-        if later and one.root == "input" and one.path and known.input.inputs is not None:
-            names = known.input.inputs
-            if one.path[0] not in names:
-                raise InvalidRequest(
-                    field, f"${{{one.text}}} refers to no input; there are {', '.join(names) or 'none'}"
-                )
-    steps = {one.step for one in found if one.step is not None} - known.steps.keys()
-    return Referred(steps, not steps and not later)
-
-
-class _Graph(NamedTuple):
-    """A definition, the names of its steps, which of them each needs, and an order in which they can run."""
-
-    definition: Definition
-    names: list[str]
-    needs: list[list[int]]
-    order: list[int]
-    before: Before
-
-    @classmethod
-    def of(cls, definition: Definition) -> _Graph:
-        names = names_of(definition.steps)
-        needs = needs_of(definition.steps, names)
-        order = order_of(names, needs)
-        return cls(definition, names, needs, order, before_of(names, needs, order))
-
-    def refs(self, n: int, wanted: set[str], known: Known, *, with_condition: bool = True) -> str | None:
-        """The places, as JSON, of the steps that step ``n`` refers to; its condition may name more than ``wanted``."""
-        where, when = f"steps[{n}].", self.definition.steps[n].when
-        if when is not None and with_condition:
-            try:
-                found = references.references_of(references.parse_condition(when))
-            except BadReference as exc:
-                raise InvalidRequest(f"{where}when", str(exc)) from None
-            wanted = wanted | _referred(found, f"{where}when", known).steps
-        return _json(sorted(self.before.place(name, n, where) for name in wanted))
-
-    def check_names(self, wanted: set[str], field: str) -> None:
-        """InvalidRequest if one of these is no step."""
-        for name in wanted:
-            if name not in self.before.places:
-                raise InvalidRequest(field, f"refers to the step {name!r}, and there is none")
-
-
-def _rows(graph: _Graph, made: list[_Made], new_id: str) -> tuple[list[NewJob], list[list[Any]], list[str]]:
+def _rows(graph: Graph, made: list[_Made], new_id: str) -> tuple[list[NewJob], list[list[Any]], list[str]]:
     """The jobs of a workflow, the rows of its steps, and the ids of those jobs that wait for nothing but their turn."""
     jobs, rows, loose = [], [], []
     for step in made:

@@ -9,6 +9,7 @@ import msgspec
 from miniflow import definition_statements as definition_sql
 from miniflow import expansion_statements as expansion_sql
 from miniflow import references
+from miniflow import subworkflow_statements as subworkflow_sql
 from miniflow import workflow_statements as sql
 from miniflow.clock import rfc3339
 from miniflow.definitions import kept_of_row
@@ -36,7 +37,7 @@ _decode = msgspec.json.Decoder().decode
 
 class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``. That of a durable
-    function has the ``kind`` function, an ``output``, the ``events`` that were sent to it, and a ``parent`` if another run has
+    function has the ``kind`` function, an ``output``, the ``events`` that were sent to it, and a ``parent_id`` if another run has
     spawned it; its steps are what it has asked for so far."""
 
     id: str
@@ -46,6 +47,8 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     version: int | None = None
     schedule: str | None = None
     scheduled_for: str | None = None
+    parent_id: str | None = None
+    parent_step: str | None = None
     status: str
     current_step: int
     total_steps: int
@@ -58,7 +61,6 @@ class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
     compensations: list[Compensation] | None = None
     events: list[ReceivedEvent] | None = None
     job_id: str | None = None
-    parent: str | None = None
     timeout: float | None = None
     deadline_at: str | None = None
     idempotency_key: str | None = None
@@ -110,6 +112,7 @@ class WorkflowQueries:
                 found.error = f"its output cannot be made: {exc}"
         if any(job[ITEMS] is not None for job in jobs):
             self._add_items(found, row[0])
+            self._add_children(found, row[0])
         return found
 
     def _output(self, wanted: msgspec.Raw, row: list[Any]) -> msgspec.Raw:
@@ -137,6 +140,22 @@ class WorkflowQueries:
                 step.started_at = rfc3339(begun)
                 if failed and step.status == State.CANCELLED:
                     step.status = "failed"
+
+    def _add_children(self, found: Workflow, number: int) -> None:
+        """Which workflows the steps are that are such."""
+        by_idx = {step.index: step for step in found.steps or ()}
+        for idx, role, child_id, state, changed, begun in self.readers.point(
+            subworkflow_sql.CHILDREN_OF_WORKFLOW, number
+        ):
+            found.change = max(found.change or 0, changed)
+            step = by_idx.get(idx)
+            if step is None or role != "step":
+                continue
+            step.workflow_id, step.started_at = child_id, rfc3339(begun)
+            if state == RUNNING and step.status == State.PENDING:
+                step.status = RUNNING
+            elif state != COMPLETED and step.status == State.CANCELLED:
+                step.status = "failed"
 
     def kept(self, name: str, version: int | None = None) -> Kept:
         """A version of a kept definition, or its newest. NotFound."""
@@ -215,15 +234,17 @@ def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
         updated_at, completed_at, cancel_at, paused_at, key, request_id, rerun_of, description, meta, of_definition, of_version,
         schedule, scheduled_for, kind, parent, undoing_at, changed,
     ) = row  # fmt: skip
+    parent_id, parent_step = (None, None) if parent is None else _decode(parent)
     return Workflow(
         id=workflow_id,
         name=name,
+        parent_id=parent_id,
+        parent_step=parent_step,
         definition=of_definition,
         version=of_version,
         schedule=schedule,
         scheduled_for=rfc3339(scheduled_for),
         kind=kind,
-        parent=parent,
         status=state,
         current_step=done,
         total_steps=total,
@@ -284,10 +305,16 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
     for idx, (name, step) in enumerate(zip(names, definition.steps, strict=True)):
         task = step.task or step.type or ""
         if name in kept:
-            output = msgspec.Raw(msgspec.json.encode(kept[name]))
             found.append(
                 WorkflowStep(
-                    name=name, index=idx, task=task, type=task, status="reused", needs=step.needs, output=output
+                    name=name,
+                    index=idx,
+                    task=task,
+                    type=task,
+                    workflow=step.workflow,
+                    status="reused",
+                    needs=step.needs,
+                    output=msgspec.Raw(msgspec.json.encode(kept[name])),
                 )
             )
             continue
@@ -306,6 +333,7 @@ def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
         job_id=job_id,
         task=task if kind is None else step.task or step.type or "",
         type=task if kind is None else step.task or step.type or "",
+        workflow=step.workflow,
         status="skipped" if skipped and state == State.CANCELLED else state,
         needs=step.needs,
         when=step.when,
@@ -314,7 +342,8 @@ def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
         attempt=attempt,
         max_retries=max_retries,
         payload=_raw(payload) if kind is None else msgspec.UNSET,
-        items=None if items is None else Items(total=items, done=0, failed=0),
+        input=_raw(payload) if kind == "workflow" and (items is not None or state != State.PENDING) else msgspec.UNSET,
+        items=None if items is None or kind != "for_each" else Items(total=items, done=0, failed=0),
         output=_raw(result) if result is not None or state != State.COMPLETED else msgspec.Raw(b"null"),
         progress=_raw(progress),
         error=last_error if state != State.COMPLETED else None,

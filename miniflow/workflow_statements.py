@@ -4,13 +4,14 @@ from __future__ import annotations
 
 # A workflow: [id, name, total_steps, definition, input, kept, timeout_ms, idempotency_key, fingerprint, request_id, rerun_of,
 #              description, meta, steps that are kept, 1 if there is something to undo,
-#              the definition that it is of, and its version, the schedule that started it, and the time that it is for, kind or null]
+#              the definition that it is of, and its version, the schedule that started it, and the time that it is for,
+#              the row of the step that it is, kind or null]
 INSERT_WORKFLOWS = """
 INSERT INTO workflows (id, name, state, total_steps, open, done, definition, input, kept, timeout_ms, deadline_at,
                        idempotency_key, fingerprint, request_id, rerun_of, description, meta, undo, of_definition, of_version,
-                       schedule, scheduled_for, kind, created_at, updated_at, changed)
+                       schedule, scheduled_for, parent, kind, created_at, updated_at, changed)
 VALUES (?1, ?2, 'running', ?3, ?3 - ?14, ?14, ?4, ?5, ?6, ?7, ?20 + ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?15, ?16, ?17, ?18, ?19,
-        coalesce(?22, 'steps'), ?20, ?20, ?21)
+        ?22, coalesce(?23, 'steps'), ?20, ?20, ?21)
 """
 
 # A step: [job's id, workflow's id, idx, name, template, condition, refs, role, kind]
@@ -55,14 +56,14 @@ UPDATE workflows SET
                      ELSE format(?4, s.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error))) END
     FROM steps s CROSS JOIN jobs j ON j.seq = s.job
     WHERE s.workflow = workflows.number AND s.role IN ('step', 'item') AND j.state <> 'completed' AND NOT s.skipped
-    ORDER BY j.state = 'cancelled', j.completed_at, s.idx LIMIT 1)) ELSE error END
+    ORDER BY j.state = 'cancelled' AND NOT (s.kind IS 'workflow' AND s.items IS NOT NULL), j.completed_at, s.idx LIMIT 1)) ELSE error END
 WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND open = 0 AND beside = 0
   AND undoing_at IS NULL AND state = 'running'
 """
 
-# Of the workflows of these rows, those that have ended in the transaction ?2: [id, state, number, somebody asked for it] each.
+# Of the workflows of these rows, those that have ended in the transaction ?2: [id, state, number, somebody asked for it, parent] each.
 ENDED_BY = """
-SELECT json_group_array(json_array(id, state, number, cancel_requested_at IS NOT NULL OR state = 'cancelled')) FROM workflows
+SELECT json_group_array(json_array(id, state, number, cancel_requested_at IS NOT NULL OR state = 'cancelled', parent)) FROM workflows
 WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND completed_at IS NOT NULL AND changed = ?2
 """
 
@@ -70,7 +71,7 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
 # The fields of expansion.Turn, in order.
 TO_PREPARE = """
 SELECT s.job, p.id, s.name, s.idx, s.kind, s.items, iif(s.kind IS NULL, NULL, w.definition -> concat('$.steps[', s.idx, ']')),
-  s.template, s.condition, w.id, w.name, w.schedule, w.scheduled_for, w.request_id, w.input, w.kept, iif(s.items IS NOT NULL, NULL, (
+  s.template, s.condition, iif(s.kind = 'workflow', p.payload, NULL), w.id, w.name, w.schedule, w.scheduled_for, w.request_id, w.input, w.kept, iif(s.items IS NOT NULL, NULL, (
   SELECT json_group_object(o.name, json(coalesce(r.result, 'null')))
   FROM json_each(s.refs) x CROSS JOIN steps o INDEXED BY steps_of_workflow ON o.workflow = s.workflow AND o.idx = x.value AND o.role = 'step'
   CROSS JOIN jobs r ON r.seq = o.job))
@@ -93,7 +94,7 @@ WHERE s.workflow = ?1 AND j.completed_at IS NULL
 """
 PENDING_STEPS = """
 SELECT json_group_array(j.seq) FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
-WHERE s.workflow = ?1 AND j.state = 'pending'
+WHERE s.workflow IN (SELECT value FROM json_each(?1)) AND j.state = 'pending'
 """
 # [seq, state, queue] each
 FAILED_STEPS = """
@@ -106,10 +107,16 @@ REQUEST_CANCEL = (
 REQUEST_CANCEL_BECAUSE = """
 UPDATE workflows SET cancel_requested_at = ?2, paused_at = NULL, updated_at = ?2, changed = ?3, error = ?4 WHERE number = ?1
 """
-PAUSE = "UPDATE workflows SET paused_at = ?2, updated_at = ?2, changed = ?3 WHERE number = ?1"
-RESUME = "UPDATE workflows SET paused_at = NULL, updated_at = ?2, changed = ?3 WHERE number = ?1"
-DELETE_WORKFLOW = "DELETE FROM workflows WHERE number = ?1"
-ALL_STEPS = "SELECT json_group_array(job) FROM steps WHERE workflow = ?1"
+PAUSE = """
+UPDATE workflows SET paused_at = ?2, updated_at = ?2, changed = ?3
+WHERE number IN (SELECT value FROM json_each(?1)) AND state = 'running' AND paused_at IS NULL
+"""
+RESUME = """
+UPDATE workflows SET paused_at = NULL, updated_at = ?2, changed = ?3
+WHERE number IN (SELECT value FROM json_each(?1)) AND state = 'running' AND paused_at IS NOT NULL
+"""
+DELETE_WORKFLOWS = "DELETE FROM workflows WHERE number IN (SELECT value FROM json_each(?1))"
+ALL_STEPS = "SELECT json_group_array(job) FROM steps WHERE workflow IN (SELECT value FROM json_each(?1))"
 
 # Steps that were cancelled, to wait again, as if for the first time.
 REVIVE_STEPS = """
@@ -117,9 +124,9 @@ UPDATE jobs NOT INDEXED SET state = 'pending', updated_at = ?2, changed = ?3, co
   last_error = NULL, attempt = 0, crashes = 0, progress = NULL
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'cancelled'
 """
-# Workflows with one of these rows (?1, JSON array) that runs again: [number, state, undo] each, and what they become.
+# Workflows with one of these rows (?1, JSON array) that runs again: [number, state, undo, parent] each, and what they become.
 WORKFLOWS_OF = """
-SELECT DISTINCT w.number, w.state, w.undo FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN workflows w ON w.number = s.workflow
+SELECT DISTINCT w.number, w.state, w.undo, w.parent FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN workflows w ON w.number = s.workflow
 """
 RECOUNT = """
 UPDATE workflows SET state = 'running', completed_at = NULL, error = iif(undoing_at IS NULL, NULL, cause), cancel_requested_at = NULL,
@@ -128,7 +135,9 @@ UPDATE workflows SET state = 'running', completed_at = NULL, error = iif(undoing
   open = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
           WHERE s.workflow = workflows.number AND s.role = 'step' AND j.completed_at IS NULL),
   beside = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
-            WHERE s.workflow = workflows.number AND s.role <> 'step' AND j.completed_at IS NULL),
+            WHERE s.workflow = workflows.number AND s.role <> 'step' AND j.completed_at IS NULL) + (
+            SELECT count(*) FROM steps s CROSS JOIN workflows c INDEXED BY workflows_of_parent ON c.parent = s.job
+            WHERE s.workflow = workflows.number AND s.kind = 'workflow' AND c.state = 'running'),
   done = (SELECT count(*) FROM json_each(kept)) + (
           SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job
           WHERE s.workflow = workflows.number AND s.role = 'step' AND (j.state = 'completed' OR (s.skipped AND j.completed_at IS NOT NULL)))
@@ -152,8 +161,10 @@ WORKFLOW = """number, id, name, state,
   CASE kind WHEN 'function' THEN (SELECT count(*) FROM checkpoints c WHERE c.workflow = number AND c.state = 'completed') ELSE done END,
   input, kept, error, timeout_ms, deadline_at, created_at, updated_at,
   completed_at, cancel_requested_at, paused_at, idempotency_key, request_id, rerun_of, description, meta, of_definition, of_version,
-  schedule, scheduled_for, kind,
-  (SELECT p.id FROM checkpoints c CROSS JOIN workflows p ON p.number = c.workflow WHERE c.child = workflows.number), undoing_at, changed"""
+  schedule, scheduled_for, kind, iif(parent IS NULL,
+  (SELECT json_array(p.id, c.name) FROM checkpoints c CROSS JOIN workflows p ON p.number = c.workflow WHERE c.child = workflows.number),
+  (SELECT json_array(o.id, s.name) FROM steps s CROSS JOIN workflows o ON o.number = s.workflow WHERE s.job = workflows.parent)),
+  undoing_at, changed"""
 
 WORKFLOW_BY_ID = f"SELECT {WORKFLOW}, definition FROM workflows WHERE id = ?1"
 STEPS_OF_WORKFLOW = """

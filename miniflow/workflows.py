@@ -7,8 +7,8 @@ looked at (``prepare``): a step whose condition does not hold is skipped, which 
 steps have ended they are counted in the row of their workflow, and with the last one it has ended too (``settle``): completed if
 all ended well, else failed (or cancelled, if somebody asked for that), with the first step that did not.
 
-All of it is in the transaction that ends the step, so a workflow is never between two steps. While no workflow runs it costs a
-look at a counter.
+All of it is in the transaction that ends the step, so a workflow is never between two steps: nor is one that is itself a step
+(``subworkflows``), since what it is a step of is looked at in turn. While no workflow runs it costs a look at a counter.
 
 A paused workflow makes no further step ready; what is queued or runs goes on. Retry lets dead steps run again and those that were
 cancelled wait again. A rerun is a new workflow, which takes over the outputs of the steps before the one that it begins with.
@@ -34,6 +34,7 @@ from miniflow.model import Accepted
 from miniflow.operations import Operation
 from miniflow.references import BadReference, Known
 from miniflow.states import State
+from miniflow.subworkflows import Begun, Subworkflows
 from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.writer import Transaction, Writer, json_text
 
@@ -46,7 +47,7 @@ RUNNING, COMPLETED, FAILED, CANCELLED = STATES = ("running", "completed", "faile
 OVERDUE_MAX = 100  # in one transaction
 
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
-_decode_ended = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
+_decode_ended = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
 _decode = msgspec.json.Decoder().decode
 
 
@@ -68,7 +69,9 @@ class Workflows:
         self._jobs, self._writer, self._clock, self._max_payload_bytes = jobs, writer, clock, max_payload_bytes
         self.compensation = Compensation(jobs)
         self.expansion = Expansion(jobs, max_result_bytes=max_result_bytes)
+        self.subworkflows = Subworkflows(jobs, max_payload_bytes=max_payload_bytes, max_result_bytes=max_result_bytes)
         self._ended: list[int] = []  # rows that end in the transaction under way
+        self._outer: list[int] = []  # rows that stand for workflows that do
         self._next_deadline_ms = math.inf
         writer.handle("workflow", self._insert)
 
@@ -111,7 +114,7 @@ class Workflows:
 
     def add(self, tx: Transaction, fresh: list[NewWorkflow]) -> None:
         """Insert workflows that nothing speaks against: their keys, and the limits of their jobs, have been looked at."""
-        rows = [(*new.row[:19], tx.now_ms, tx.number, new.row[19] if len(new.row) > 19 else None) for new in fresh]
+        rows = [(*new.row[:19], tx.now_ms, tx.number, *[*new.row[19:], None, None][:2]) for new in fresh]
         tx.run_many(sql.INSERT_WORKFLOWS, rows)
         number = tx.first_of(len(fresh))
         tx.count(WORKFLOWS, RUNNING, len(fresh))
@@ -133,6 +136,7 @@ class Workflows:
         for new in fresh:
             self.compensation.wanted |= new.undoes
             self.expansion.wanted |= new.expands
+            self.subworkflows.wanted |= new.nests
             if new.timeout_ms is not None:
                 self._next_deadline_ms = min(self._next_deadline_ms, tx.now_ms + new.timeout_ms)
 
@@ -157,31 +161,43 @@ class Workflows:
 
     def settle(self, tx: Transaction) -> None:
         """Count the steps that have ended; a workflow whose last one that was, has ended too."""
-        while self._ended:
-            seqs = json_text(self._ended)
+        while self._ended or self._outer:
+            counted = looked_at = json_text(self._ended)
+            if self._outer:
+                looked_at = json_text([*self._ended, *self._outer])
             self._ended.clear()
-            self._settle(tx, seqs)
+            self._outer.clear()
+            self._settle(tx, counted, looked_at)
 
-    def _settle(self, tx: Transaction, seqs: str) -> None:
-        if not tx.change(sql.COUNT_ENDED_STEPS, seqs, tx.now_ms, tx.number):
+    def _settle(self, tx: Transaction, counted: str, looked_at: str) -> None:
+        """Rows that have ended, and those of whose workflows it is to be seen whether they have."""
+        if not tx.change(sql.COUNT_ENDED_STEPS, counted, tx.now_ms, tx.number) and counted is looked_at:
             return
         if self.expansion.wanted:
-            self.expansion.cancel_alone(tx, seqs)
+            self.expansion.cancel_alone(tx, counted)
+        if self.subworkflows.wanted:
+            for number in self.subworkflows.left_alone(tx, counted):
+                self._stop(tx, number, None)
         undone = 0
         if self.compensation.wanted:
-            self.compensation.begin(tx, seqs)
-            undone = self.compensation.end(tx, seqs)
-        n = undone + tx.change(sql.END_IF_NOTHING_IS_OPEN, seqs, tx.now_ms, tx.number, SAID_OF_STEP)
+            self.compensation.begin(tx, looked_at)
+            undone = self.compensation.end(tx, looked_at)
+        n = undone + tx.change(sql.END_IF_NOTHING_IS_OPEN, looked_at, tx.now_ms, tx.number, SAID_OF_STEP)
         if not n:
             return
         tx.count(WORKFLOWS, RUNNING, -n)
-        ended = _decode_ended(tx.run(sql.ENDED_BY, seqs, tx.number)[0][0])
-        for _, state, _, _ in ended:
+        ended = _decode_ended(tx.run(sql.ENDED_BY, looked_at, tx.number)[0][0])
+        for _, state, *_ in ended:
             tx.count(WORKFLOWS, state)
         self._jobs.publish(tx, lambda: [one for one, *_ in ended])
+        parents = [parent for *_, parent in ended if parent is not None]
+        if parents:
+            self.subworkflows.ended(tx, parents)
+            tx.on_rollback(self._outer.clear)
+            self._outer += parents
         checkpoints = self._jobs.checkpoints
-        checkpoints.ended(tx, [number for _, _, number, _ in ended])
-        stopped = [number for _, _, number, asked in ended if asked]
+        checkpoints.ended(tx, [number for _, _, number, *_ in ended])
+        stopped = [number for _, _, number, asked, _ in ended if asked]
         for child in checkpoints.open_children(tx, stopped) if stopped else ():
             self._stop(tx, child, None)
 
@@ -192,12 +208,14 @@ class Workflows:
         skipped: list[int] = []
         reasons: dict[int, str] = {}
         expanded: list[Expanded] = []
+        begun: list[Begun] = []
         whole: list[int] = []
+        children: list[int] = []
         for row in tx.run(sql.TO_PREPARE, json_text(seqs)):
             turn = Turn(*row)
             seq, template, condition = turn.seq, turn.template, turn.condition
             if turn.items is not None:
-                whole.append(seq)
+                (whole if turn.kind == "for_each" else children).append(seq)
                 continue
             steps = {**(_decode(turn.kept) if turn.kept else {}), **_decode(turn.outputs or "{}")}
             said = about(turn.workflow, turn.workflow_name, turn.schedule, turn.scheduled_for)
@@ -206,6 +224,8 @@ class Workflows:
                 if condition is not None and not references.holds(references.parse_condition(condition), known):
                     skipped.append(seq)
                     reasons[seq] = f"skipped: {condition} does not hold"
+                elif turn.kind == "workflow":
+                    begun.append(self.subworkflows.begin(tx, turn, known))
                 elif turn.kind is not None:
                     expanded.append(self.expansion.expand(turn, known))
                     if not expanded[-1].jobs:
@@ -225,9 +245,13 @@ class Workflows:
             tx.run(sql.MARK_SKIPPED, json_text(skipped))
         if expanded:
             self.expansion.insert(tx, expanded)
+        if begun:
+            self.subworkflows.insert(tx, begun)
         if whole:
             reasons |= self.expansion.collect(tx, whole)
-        return reasons, {one.turn.seq for one in expanded}.union(whole)
+        if children:
+            reasons |= self.subworkflows.collect(tx, children)
+        return reasons, {one.turn.seq for one in expanded}.union((one.turn.seq for one in begun), whole, children)
 
     # ------------------------------------------------------------------------------------------------------------- verbs
 
@@ -268,33 +292,40 @@ class Workflows:
             if state not in (FAILED, CANCELLED):
                 remedy = "rerun it" if state == COMPLETED else "it has not failed yet"
                 raise TransitionRefused(workflow_id, "retry", state, remedy, kind="workflow")
+            self.subworkflows.check_alone(tx, number, workflow_id, state)
             if undoing_at is not None:
                 self.compensation.forget(tx, number, workflow_id, state)
-            rows = tx.run(sql.FAILED_STEPS, number)
-            self._jobs.checkpoints.revive(tx, number, [seq for seq, *_ in rows])
-            lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
-            seqs = json_text([seq for seq, _ in lost])
-            tx.run(sql.REVIVE_STEPS, seqs, tx.now_ms, tx.number)
-            for _, queue in lost:
-                tx.count(State.CANCELLED, queue, -1)
-                tx.count(State.PENDING, queue)
-            self._jobs.replay(tx, [seq for seq, of, _ in rows if of == State.DEAD_LETTER])
-            self.recount(tx, [seq for seq, *_ in rows])
-            self._jobs.dependencies.wait_again(tx, [seq for seq, _ in lost])
+            self._retry(tx, number)
             return RUNNING
 
         return verb
 
+    def _retry(self, tx: Transaction, number: int) -> None:
+        if self.subworkflows.wanted:
+            for child in self.subworkflows.to_retry(tx, number):  # with them the steps that they are wait again
+                self._retry(tx, child)
+        rows = tx.run(sql.FAILED_STEPS, number)
+        self._jobs.checkpoints.revive(tx, number, [seq for seq, *_ in rows])
+        lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
+        seqs = json_text([seq for seq, _ in lost])
+        tx.run(sql.REVIVE_STEPS, seqs, tx.now_ms, tx.number)
+        for _, queue in lost:
+            tx.count(State.CANCELLED, queue, -1)
+            tx.count(State.PENDING, queue)
+        self._jobs.replay(tx, [seq for seq, of, _ in rows if of == State.DEAD_LETTER])
+        self.recount(tx, [seq for seq, *_ in rows])
+        self._jobs.dependencies.wait_again(tx, [seq for seq, _ in lost])
+
     def pause(self, workflow_id: str) -> Callable[[Transaction], None]:
-        """No further step becomes ready; what is queued or runs goes on."""
+        """No further step becomes ready, nor one of a workflow that is a step of it; what is queued or runs goes on."""
 
         def verb(tx: Transaction) -> None:
-            number, state, _, paused_at, *_ = self._find(tx, workflow_id)
+            number, state, *_ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
-            if paused_at is None:
-                tx.run(sql.PAUSE, number, tx.now_ms, tx.number)
-                tx.on_commit(lambda: self._jobs.checkpoints.paused.add(number))
+            numbers = [one for one, _ in self.subworkflows.whole(tx, number)]
+            tx.run(sql.PAUSE, json_text(numbers), tx.now_ms, tx.number)
+            tx.on_commit(lambda: self._jobs.checkpoints.paused.update(numbers))
 
         return verb
 
@@ -302,32 +333,38 @@ class Workflows:
         """Steps whose turn came meanwhile become ready."""
 
         def verb(tx: Transaction) -> None:
-            number, state, _, paused_at, *_ = self._find(tx, workflow_id)
+            number, state, *_ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "resume", state, kind="workflow")
-            if paused_at is not None:
-                tx.run(sql.RESUME, number, tx.now_ms, tx.number)
-                tx.on_commit(lambda: self._jobs.checkpoints.paused.discard(number))
-                self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.PENDING_STEPS, number)[0][0]))
+            whole = [one for one, _ in self.subworkflows.whole(tx, number)]
+            numbers = json_text(whole)
+            if tx.change(sql.RESUME, numbers, tx.now_ms, tx.number):
+                tx.on_commit(lambda: self._jobs.checkpoints.paused.difference_update(whole))
+                self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.PENDING_STEPS, numbers)[0][0]))
 
         return verb
 
     def delete(self, workflow_id: str) -> Callable[[Transaction], None]:
-        """Forget one that has ended, with its jobs. TransitionRefused for one that has not, or that another job depends on."""
+        """Forget one that has ended, with its jobs and the workflows that are steps of it. TransitionRefused for one that has not
+        ended, or that another job depends on."""
 
         def verb(tx: Transaction) -> None:
             number, state, *_ = self._find(tx, workflow_id)
             if state == RUNNING:
                 raise TransitionRefused(workflow_id, "delete", state, "cancel it first", kind="workflow")
-            seqs = tx.run(sql.ALL_STEPS, number)[0][0]
+            self.subworkflows.check_delete(tx, number, workflow_id, state)
+            whole = self.subworkflows.whole(tx, number)
+            numbers = json_text([one for one, _ in whole])
+            seqs = tx.run(sql.ALL_STEPS, numbers)[0][0]
             counted = tx.run(job_sql.COUNT_ENDED, seqs)
             if sum(n for *_, n in counted) < len(_decode_seqs(seqs)):
                 raise TransitionRefused(workflow_id, "delete", state, "another job depends on a step of it", "workflow")
             for of, queue, n in counted:
                 tx.count(of, queue, -n)
             tx.change(job_sql.DELETE_IF_ENDED, seqs)
-            tx.run(sql.DELETE_WORKFLOW, number)
-            tx.count(WORKFLOWS, state, -1)
+            tx.run(sql.DELETE_WORKFLOWS, numbers)
+            for _, of in whole:
+                tx.count(WORKFLOWS, of, -1)
 
         return verb
 
@@ -342,11 +379,17 @@ class Workflows:
         again = self.expansion.revive(tx, seqs)
         tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
         self._jobs.checkpoints.run_again(tx, seqs)
-        for _, state, undo in rows:
+        for _, state, undo, _ in rows:
             self.compensation.wanted |= bool(undo)
             tx.count(WORKFLOWS, state, -1)
             tx.count(WORKFLOWS, RUNNING)
         self._next_deadline_ms = 0  # one may have a new one
+        outer = [parent for _, state, _, parent in rows if parent is not None and state != RUNNING]
+        if outer:
+            revived = self.subworkflows.revive(tx, outer)
+            self.recount(tx, outer)
+            self._jobs.dependencies.replayed(tx, revived)
+            again += revived
         self._jobs.dependencies.wait_again(tx, again)
 
     @staticmethod
@@ -372,6 +415,7 @@ class Workflows:
         self.compensation.load(tx)
         self.expansion.load(tx)
         self._jobs.checkpoints.load(tx)
+        self.subworkflows.load(tx)
         self.ended(tx, ended)
         self.settle(tx)
         self.look(tx)

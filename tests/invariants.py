@@ -77,6 +77,7 @@ def check_invariants(path: str | Path, *, stopped: bool = False, replayed: bool 
         _workflows(look, deleted=deleted)
         _definitions(look)
         _compensations(look)
+        _subworkflows(look, deleted=deleted)
         if not deleted:
             _expanded(look)
         _functions(look)
@@ -126,7 +127,8 @@ def _schedules(look: Snapshot, *, deleted: bool) -> None:
         look.none(
             "a workflow that a schedule started, and no fire that says so",
             "SELECT w.id FROM workflows w JOIN schedules s ON s.name = w.schedule AND s.created_at <= w.created_at "
-            "WHERE w.rerun_of IS NULL AND (SELECT count(*) FROM fires WHERE schedule_id = s.id) < 1000 AND NOT EXISTS "
+            "WHERE w.rerun_of IS NULL AND w.parent IS NULL "
+            "AND (SELECT count(*) FROM fires WHERE schedule_id = s.id) < 1000 AND NOT EXISTS "
             "(SELECT 1 FROM fires WHERE workflow AND job_id = w.id AND schedule_id = s.id AND slot = w.scheduled_for)",
         )
     look.none(
@@ -205,7 +207,8 @@ def _dependencies(look: Snapshot, *, replayed: bool) -> None:
         "SELECT id FROM jobs WHERE state = 'pending' "
         f"AND NOT EXISTS (SELECT 1 FROM {both} WHERE c.seq = jobs.seq AND p.completed_at IS NULL) "
         "AND seq NOT IN (SELECT job FROM steps s JOIN workflows w ON w.number = s.workflow "
-        "WHERE w.paused_at IS NOT NULL OR s.asleep)",
+        "WHERE w.paused_at IS NOT NULL OR s.asleep) "
+        "AND seq NOT IN (SELECT parent FROM workflows WHERE parent IS NOT NULL AND state = 'running')",
     )
     if replayed:  # then a job may have begun before what it depends on ended for the last time
         return
@@ -244,7 +247,9 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
     jobs = "FROM steps s JOIN jobs j ON j.seq = s.job WHERE s.workflow = w.number"
     look.none(
         "a workflow between two steps: it runs, and nothing of it is left to end",
-        f"SELECT id, state FROM workflows w WHERE state = 'running' AND NOT EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL)",
+        f"SELECT id, state FROM workflows w WHERE state = 'running' AND NOT EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL) "
+        "AND NOT EXISTS (SELECT 1 FROM steps s JOIN workflows c ON c.parent = s.job "
+        "WHERE s.workflow = w.number AND c.state = 'running')",
     )
     look.none(
         "a workflow that has ended, with steps that have not",
@@ -268,7 +273,8 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
     look.none(
         "jobs beside the steps, not as counted",
         "SELECT id, beside FROM workflows w WHERE beside <> (SELECT count(*) FROM steps s JOIN jobs j ON j.seq = s.job "
-        "WHERE s.workflow = w.number AND s.role <> 'step' AND j.completed_at IS NULL)",
+        "WHERE s.workflow = w.number AND s.role <> 'step' AND j.completed_at IS NULL) + (SELECT count(*) FROM steps s "
+        "JOIN workflows c ON c.parent = s.job WHERE s.workflow = w.number AND c.state = 'running')",
     )
     look.none("done steps, not as counted", f"SELECT id, done FROM workflows w WHERE done <> {done}")
     look.none(
@@ -312,6 +318,40 @@ def _compensations(look: Snapshot) -> None:
         "AND coalesce(w.cause, '') NOT LIKE '%cannot begin%' "
         "AND NOT EXISTS (SELECT 1 FROM steps u WHERE u.workflow = w.number AND u.idx = s.idx AND u.role = 'undo')",
     )
+
+
+def _subworkflows(look: Snapshot, *, deleted: bool) -> None:
+    both = "workflows c JOIN steps s ON s.job = c.parent JOIN jobs p ON p.seq = s.job JOIN workflows w ON w.number = s.workflow"
+    newest = "c.number = (SELECT max(number) FROM workflows WHERE parent = s.job)"
+    look.none(
+        "a workflow that runs, and that which it is a step of has ended",
+        f"SELECT c.id, w.id, w.state FROM {both} WHERE c.state = 'running' AND w.state <> 'running'",
+    )
+    look.none(
+        "a step that is two workflows at once",
+        "SELECT parent, count(*) FROM workflows WHERE parent IS NOT NULL AND state = 'running' GROUP BY 1 HAVING count(*) > 1",
+    )
+    look.none(
+        "a step that has ended well, and its workflow has not",
+        f"SELECT p.id, c.id, c.state FROM {both} WHERE {newest} AND p.state = 'completed' AND c.state <> 'completed'",
+    )
+    look.none(
+        "a workflow that has ended, and the step that it is goes on, though nobody paused it",
+        f"SELECT p.id, c.id, c.state FROM {both} WHERE {newest} AND s.items IS NOT NULL AND p.state = 'pending' "
+        "AND c.state <> 'running' AND w.paused_at IS NULL",
+    )
+    look.none(
+        "what a step returned, not what its workflow did",
+        f"SELECT p.id, c.id FROM {both} WHERE {newest} AND p.state = 'completed' AND c.definition -> '$.output' IS NULL "
+        "AND c.kept IS NULL AND json(p.result) IS NOT (SELECT json_group_object(o.name, json(coalesce(r.result, 'null'))) "
+        "FROM (SELECT * FROM steps ORDER BY idx) o JOIN jobs r ON r.seq = o.job WHERE o.workflow = c.number AND o.role = 'step')",
+    )
+    if not deleted:
+        look.none(
+            "a step whose turn has come, and no workflow",
+            "SELECT job FROM steps s WHERE kind = 'workflow' AND items IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM workflows WHERE parent = s.job)",
+        )
 
 
 def _expanded(look: Snapshot) -> None:

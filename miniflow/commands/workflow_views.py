@@ -89,7 +89,9 @@ def _lines(
 
 def _what(step: WorkflowStep) -> list[str]:
     """What it is, and how far."""
-    if step.task:
+    if step.workflow is not None:
+        parts = [f"workflow {step.workflow}", *([step.workflow_id] if step.workflow_id else [])]
+    elif step.task:
         parts = [] if step.name == step.task else [step.task]
     else:  # of a durable function
         parts = [one for one in ("" if step.name == step.kind else step.kind, step.waits, step.workflow_id) if one]
@@ -137,7 +139,10 @@ def summary(workflow: Workflow, at: dt.datetime) -> list[tuple[str, Cell]]:
         ("ended", words.when(workflow.completed_at, at)),
         ("error", Text(words.plain(workflow.error or ""), "red")),
         ("rerun of", workflow.rerun_of or ""),
-        ("spawned by", workflow.parent or ""),
+        (
+            "step",
+            f"{words.plain(workflow.parent_step or '')} of workflow {workflow.parent_id}" if workflow.parent_id else "",
+        ),
         (
             "definition",
             f"{words.plain(workflow.definition)}, version {workflow.version}" if workflow.definition else "",

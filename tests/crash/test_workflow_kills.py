@@ -20,6 +20,16 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
 WORKFLOWS = 300
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30")) // 3
+GIVEN = {"journal": "${input.journal}", "ms": 20}
+NESTED: dict[str, list[dict[str, Any]]] = {
+    "good": [{"name": "a", "task": "plain", "payload": GIVEN}, {"name": "b", "task": "flaky", "payload": GIVEN}],
+    "twice": [
+        {"name": "x", "workflow": "good", "input": "${input}"},
+        {"name": "y", "workflow": "good", "input": "${input}"},
+    ],
+    "bad": [{"name": "a", "task": "plain", "payload": GIVEN}, {"name": "b", "task": "hopeless", "payload": GIVEN}],
+}
+"""Kept definitions that are steps of others."""
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
 
 
@@ -30,7 +40,10 @@ def steps_of(rng: random.Random, runs_file: Path) -> tuple[list[dict[str, Any]],
         ms: Any = rng.randrange(60)
         return {"name": name, "task": task, "payload": {"journal": str(runs_file), "ms": ms}, **fields}
 
-    shape = rng.randrange(6)
+    def nested(name: str) -> dict[str, Any]:
+        return {"name": name, "workflow": name, "input": {"journal": str(runs_file)}}
+
+    shape = rng.randrange(8)
     if shape == 0:
         return [step(f"s{n}") for n in range(4)], "completed"
     if shape == 1:
@@ -46,6 +59,10 @@ def steps_of(rng: random.Random, runs_file: Path) -> tuple[list[dict[str, Any]],
         each = step("each", for_each=[rng.randrange(60) for _ in range(4)], max_parallel=2)
         each["payload"]["ms"] = "${item}"
         return [each, step("last", when="${steps.each.3} >= 0")], "completed"
+    if shape == 5:
+        return [step("first"), nested("twice"), step("last")], "completed"
+    if shape == 6:
+        return [nested("bad"), step("never")], "failed"
     undo = {"task": "plain", "payload": {"journal": str(runs_file), "ms": "${output}"}}
     return [step("one", compensate=undo), step("two", compensate=undo), step("bad", "hopeless")], "failed"
 
@@ -60,6 +77,9 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
     undoes: dict[str, int] = {}
     with Server(tmp_path, {"journal.py": journal.TASKS}, workers=4) as server:
         with server.client() as http:
+            for name, kept in NESTED.items():
+                answer = http.put(f"/api/v1/workflow-definitions/{name}", json={"steps": kept})
+                assert answer.status_code == 201, answer.text
             for n in range(WORKFLOWS):
                 steps, end = steps_of(rng, runs_file)
                 answer = http.post(
@@ -82,7 +102,10 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
     with closing(read(server.db)) as connection:
         ended = dict(connection.execute("SELECT id, state FROM workflows"))
         crashes = dict(connection.execute(
-            "SELECT w.id, max(j.crashes) FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job "
+            "WITH RECURSIVE inside (outermost, number) AS (SELECT id, number FROM workflows WHERE parent IS NULL UNION ALL "
+            "SELECT i.outermost, c.number FROM inside i JOIN steps s ON s.workflow = i.number "
+            "JOIN workflows c ON c.parent = s.job) "
+            "SELECT i.outermost, max(j.crashes) FROM inside i JOIN steps s ON s.workflow = i.number JOIN jobs j ON j.seq = s.job "
             "GROUP BY 1"
         ))  # fmt: skip
         twice = list(
@@ -95,11 +118,14 @@ def test_workflows_reach_their_right_end_whenever_the_process_is_killed(
         empty = list(connection.execute(
             "SELECT j.id FROM steps s JOIN jobs j ON j.seq = s.job WHERE j.state = 'completed' AND j.result IS NULL"
         ))  # fmt: skip
+        started = list(connection.execute(
+            "SELECT parent FROM workflows WHERE parent IS NOT NULL GROUP BY 1 HAVING count(*) > 1"
+        ))  # fmt: skip
     with capsys.disabled():
         print(
             f"\nseed {SEED}: {WORKFLOWS} workflows, {ROUNDS} kills, {sum(map(bool, crashes.values()))} with a crash under them"
         )
-    assert (twice, empty) == ([], [])
+    assert (twice, empty, started) == ([], [], [])
     assert any(crashes.values()), "no kill came while a step ran"
     for workflow, end in wanted.items():
         if crashes[workflow] < 3:

@@ -153,6 +153,72 @@ def test_a_file_beside_the_tasks_is_started_by_its_name_and_a_change_is_taken_up
     assert run(client, "nightly")["output"] == {"sum": 3}
 
 
+# ----------------------------------------------------------------------------------------------------- workflows as steps
+
+
+def start(client: httpx.Client, *steps: Json, **fields: Any) -> Json:
+    answer = client.post("/api/v1/workflows", json={"name": "outer", "steps": steps, **fields})
+    assert answer.status_code == 201, answer.text
+    found: Json = answer.json()
+    return found
+
+
+def test_a_step_that_is_a_workflow_says_which_and_that_says_the_step(client: httpx.Client, server: Server) -> None:
+    put(client, "inner", inputs=INPUTS, output="${steps.second}")
+    steps = [
+        {"name": "nested", "workflow": "inner", "input": {"n": "${input}"}},
+        {"name": "last", "task": "add", "payload": {"a": "${steps.nested}", "b": 0}},
+    ]
+    outer = end_of(client, start(client, *steps, input=1))
+    nested, last = outer["steps"]
+    assert (nested["status"], nested["workflow"], nested["output"], nested["input"]) == (
+        "completed",
+        "inner",
+        12,
+        {"n": 1},
+    )
+    assert last["output"] == 12
+    inner = client.get(f"/api/v1/workflows/{nested['workflow_id']}").json()
+    assert (inner["parent_id"], inner["parent_step"], inner["definition"]) == (outer["id"], "nested", "inner")
+    assert (inner["input"], inner["output"]) == ({"n": 1, "more": 10}, 12)
+    listed = client.get("/api/v1/workflows", params={"name": "inner"}).json()["items"]
+    assert listed[0]["parent_id"] == outer["id"]
+    again = client.post(f"/api/v1/workflows/{outer['id']}/rerun", json={"from": "last"}).json()
+    reused = end_of(client, again)["steps"][0]
+    assert (reused["status"], reused["workflow"], reused["output"]) == ("reused", "inner", 12)
+    with Client(server.url) as flows:
+        step = flows.workflows.get(outer["id"]).steps[0]
+        assert (step.workflow, step.workflow_id, step.input) == ("inner", inner["id"], {"n": 1})
+        known = flows.workflows.get(inner["id"])
+        assert (known.parent_id, known.parent_step) == (outer["id"], "nested")
+    assert f"workflow inner  {inner['id']}" in miniflow(server, "show", outer["id"]).output
+    assert f"nested of workflow {outer['id']}" in miniflow(server, "show", inner["id"]).output
+
+
+def test_one_that_runs_is_running_and_one_that_fails_has_failed_with_its_cause(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    hold = {"name": "hold", "task": "hold", "payload": {"gate": str(gate), "started": str(begun)}}
+    put(client, "failing", [hold, {"name": "bad", "task": "bad"}])
+    outer = start(client, {"name": "nested", "workflow": "failing"})
+    wait_until(begun.exists, 10, "the first step to begin")
+    (step,) = client.get(f"/api/v1/workflows/{outer['id']}").json()["steps"]
+    assert step["status"] == "running"
+    gate.touch()
+    outer = end_of(client, outer)
+    (step,) = outer["steps"]
+    assert step["status"] == "failed"
+    assert step["error"] == (
+        f"workflow failing {step['workflow_id']} is failed: step bad is dead_letter: ValueError: no"
+    )
+    assert outer["error"] == f"step nested is cancelled: {step['error']}"
+    retry = client.post(f"/api/v1/workflows/{step['workflow_id']}/retry")
+    assert_problem(retry, 409, says="retry that")
+    refused = client.post("/api/v1/workflows", json={"name": "x", "steps": [{"name": "a", "workflow": "nobody"}]})
+    assert_problem(refused, 422, field="steps[0].workflow")
+
+
 # --------------------------------------------------------------------------------------------------------------- schedules
 
 

@@ -271,7 +271,8 @@ def test_a_spawned_run_and_its_parent_point_at_each_other(client: httpx.Client) 
     (step,) = waiting(client, run, "order")["steps"]
     assert step["waits"] == f"waits for the workflow order {step['workflow_id']}"
     child = {"id": step["workflow_id"]}
-    assert show(client, child)["parent"] == run["id"]
+    inner = show(client, child)
+    assert (inner["parent_id"], inner["parent_step"]) == (run["id"], "order")
     send(client, child, "paid", payload="yes")
     assert show(client, run, wait=10)["output"] == {"charged": 3, "paid": "yes", "shipped": "OK"}
 

@@ -21,6 +21,7 @@ from miniflow import (
     list_statements,
     rule_statements,
     statements,
+    subworkflow_statements,
     workflow_statements,
 )
 
@@ -35,6 +36,7 @@ STATEMENTS = {
         expansion_statements,
         definition_statements,
         function_statements,
+        subworkflow_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
