@@ -98,9 +98,8 @@ class Engine:
         self.writer = Writer(self.database.connection, self.clock)
         self.readahead = ReadAhead(lane_of=self._lane_of, rank_of=_ranks(settings.queue_order))
         self.jobs = self._jobs()
-        self.intake, self.workflow_intake = self._intakes()
+        self.intake, self.workflow_intake, self.function_intake = self._intakes()
         self.definitions = Definitions(self.workflow_intake)
-        self.function_intake = FunctionIntake(self.intake)
         self._declared = list(declared)
         self.schedules = self._scheduling()
         services = self.services = self._services()
@@ -135,16 +134,18 @@ class Engine:
             ageing_ms=round(settings.priority_ageing * 1000),
         )
 
-    def _intakes(self) -> tuple[Intake, WorkflowIntake]:
+    def _intakes(self) -> tuple[Intake, WorkflowIntake, FunctionIntake]:
         """What makes rows of submissions; workflows make some by themselves."""
         settings = self.settings
         intake = Intake(
             self.registry, self.clock, max_payload_bytes=settings.max_payload_bytes, default_timeout_s=settings.timeout
         )
-        flows = WorkflowIntake(intake)
+        functions = FunctionIntake(intake)
+        flows = WorkflowIntake(intake, functions=functions)
         mine = self.jobs.workflows
         mine.compensation.intake = mine.expansion.intake = mine.subworkflows.intake = flows
-        return intake, flows
+        mine.subworkflows.functions = functions
+        return intake, flows, functions
 
     def _services(self) -> Services:
         settings = self.settings

@@ -58,6 +58,10 @@ class FunctionIntake:
         spec = self._intake.registry.find(name)
         return spec is not None and spec.durable
 
+    def check(self, name: str, given: msgspec.Raw) -> None:
+        """InvalidRequest for an input that the function does not take."""
+        self.run(FunctionSubmission(workflow=name, input=given))
+
     def run(
         self,
         s: FunctionSubmission,
@@ -65,8 +69,10 @@ class FunctionIntake:
         request_id: str | None = None,
         rerun_of: str | None = None,
         slot: Slot | None = None,
+        parent: int | None = None,
     ) -> NewWorkflow:
-        """What ``s`` asks for. Raises UnknownTask, InvalidRequest naming the field, TooLarge."""
+        """What ``s`` asks for; ``parent`` is the row of the step that it is. Raises UnknownTask, InvalidRequest naming the field,
+        TooLarge."""
         spec = self._spec(s.workflow)
         asked = Submission(
             task=spec.name, payload=s.input, queue=s.queue, priority=s.priority, timeout=0, tags=s.tags, meta=s.meta,
@@ -103,7 +109,7 @@ class FunctionIntake:
             None,
             None,
             *(slot or (None, None)),
-            None,
+            parent,
             "function",
         ]
         step = [job.id, new_id, 0, spec.name, None, None, None, None, None]

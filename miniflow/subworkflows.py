@@ -1,4 +1,4 @@
-"""Steps that are workflows themselves: each starts a definition that is kept under a name.
+"""Steps that are workflows themselves: each starts a definition that is kept under a name, or a durable function.
 
 The job of such a step only stands for the workflow, as that of ``for_each`` does for its items. When its turn comes the workflow
 is started in that transaction, and counted beside the steps of the one that it is a step of, so that one does not end before it.
@@ -20,6 +20,7 @@ from miniflow import workflow_statements as workflow_sql
 from miniflow.errors import TransitionRefused
 from miniflow.expansion import Turn
 from miniflow.expansion_statements import ADD_BESIDE, SET_ITEMS
+from miniflow.function_intake import FunctionSubmission
 from miniflow.references import BadReference, Known
 from miniflow.states import State
 from miniflow.workflow_graph import Step, WorkflowSubmission, decode_step
@@ -27,6 +28,7 @@ from miniflow.workflow_intake import NewWorkflow, Slot, about
 from miniflow.writer import Transaction, json_text
 
 if TYPE_CHECKING:
+    from miniflow.function_intake import FunctionIntake
     from miniflow.jobs import Jobs
     from miniflow.workflow_intake import WorkflowIntake
 
@@ -68,6 +70,7 @@ class Subworkflows:
     def __init__(self, jobs: Jobs, *, max_payload_bytes: int, max_result_bytes: int) -> None:
         self._jobs, self._max_payload_bytes, self._max_result_bytes = jobs, max_payload_bytes, max_result_bytes
         self.intake: WorkflowIntake | None = None
+        self.functions: FunctionIntake | None = None
         self.wanted = False
         """Whether there may be such steps. While there are none they cost nothing."""
 
@@ -95,7 +98,17 @@ class Subworkflows:
         slot = None
         if turn.schedule is not None and turn.scheduled_for is not None:
             slot = Slot(turn.schedule, turn.scheduled_for)
-        new = self.intake.workflow(wanted, request_id=turn.request_id, slot=slot, parent=turn.seq)
+        if self.functions is not None and self.functions.knows(step.workflow or ""):
+            asked = FunctionSubmission(
+                workflow=step.workflow or "",
+                input=wanted.input,
+                timeout=step.timeout,
+                meta=step.meta,
+                description=step.description,
+            )
+            new = self.functions.run(asked, request_id=turn.request_id, slot=slot, parent=turn.seq)
+        else:
+            new = self.intake.workflow(wanted, request_id=turn.request_id, slot=slot, parent=turn.seq)
         refusal = self._jobs.submitting.refusal(tx, new.jobs, WHATEVER_WAITS)
         if refusal is not None:
             raise refusal

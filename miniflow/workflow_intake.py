@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -73,12 +73,22 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+class Functions(Protocol):
+    """The durable functions, see ``function_intake.FunctionIntake``: a step can be one."""
+
+    def knows(self, name: str) -> bool: ...
+    def check(self, name: str, given: msgspec.Raw) -> None: ...
+
+
 class WorkflowIntake:
     """Makes rows of workflows."""
 
-    def __init__(self, intake: Intake, catalog: Catalog | None = None) -> None:
-        self._intake, self.catalog = intake, catalog or Catalog()
+    def __init__(self, intake: Intake, catalog: Catalog | None = None, functions: Functions | None = None) -> None:
+        self._intake, self.catalog, self._functions = intake, catalog or Catalog(), functions
         self._plans: Plans[Graph, _Made] = Plans(intake.registry)
+
+    def _is_function(self, name: str) -> bool:
+        return self._functions is not None and self._functions.knows(name)
 
     def workflow(
         self,
@@ -228,18 +238,21 @@ class WorkflowIntake:
                 raise InvalidRequest(
                     f"{where}{name}", "is of a task, and the step is a workflow, whose steps say their own"
                 )
-        self.catalog.get(step.workflow, f"{where}workflow")
+        if not self._is_function(step.workflow):
+            self.catalog.get(step.workflow, f"{where}workflow")
         return f"{where}input"
 
     def _check_input(self, step: Step, given: msgspec.Raw, where: str, *, whole: bool) -> None:
         """InvalidRequest for an input that the workflow of a step does not take, as far as that can be told."""
-        inputs = self.catalog.get(step.workflow or "", f"{where}workflow").definition.inputs
-        value = _decode(given)
-        if whole or isinstance(value, dict):
-            try:
-                with_defaults(inputs, value)
-            except InvalidRequest as exc:
-                raise InvalidRequest(f"{where}{exc.field}", exc.reason) from None
+        name, value = step.workflow or "", _decode(given)
+        try:
+            if self._functions is not None and self._functions.knows(name):
+                if whole:
+                    self._functions.check(name, given)
+            elif whole or isinstance(value, dict):
+                with_defaults(self.catalog.get(name, "workflow").definition.inputs, value)
+        except InvalidRequest as exc:
+            raise InvalidRequest(f"{where}{exc.field}", exc.reason) from None
 
     def _for_each(self, graph: Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         """The job that stands for those of the items. Where the list is known already, each of them is looked at."""

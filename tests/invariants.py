@@ -343,8 +343,15 @@ def _subworkflows(look: Snapshot, *, deleted: bool) -> None:
     look.none(
         "what a step returned, not what its workflow did",
         f"SELECT p.id, c.id FROM {both} WHERE {newest} AND p.state = 'completed' AND c.definition -> '$.output' IS NULL "
-        "AND c.kept IS NULL AND json(p.result) IS NOT (SELECT json_group_object(o.name, json(coalesce(r.result, 'null'))) "
+        "AND c.kept IS NULL AND c.kind = 'steps' "
+        "AND json(p.result) IS NOT (SELECT json_group_object(o.name, json(coalesce(r.result, 'null'))) "
         "FROM (SELECT * FROM steps ORDER BY idx) o JOIN jobs r ON r.seq = o.job WHERE o.workflow = c.number AND o.role = 'step')",
+    )
+    look.none(
+        "what a step returned, not what its function did",
+        f"SELECT p.id, c.id FROM {both} WHERE {newest} AND p.state = 'completed' AND c.kind = 'function' "
+        "AND json(p.result) IS NOT (SELECT json(coalesce(r.result, 'null')) "
+        "FROM steps o JOIN jobs r ON r.seq = o.job WHERE o.workflow = c.number)",
     )
     if not deleted:
         look.none(

@@ -106,7 +106,8 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "WorkflowStep.workflow": "The kept definition that it runs",
     "WorkflowStep.workflow_id": "The workflow that it is, once its turn has come; or the run that it has spawned",
     "WorkflowStep.input": "What that is given, with its references filled in",
-    "Step.workflow": "A workflow that is kept under this name, in place of a task; its output is what that returns",
+    "Step.workflow": "A workflow that is kept under this name, or a durable function, in place of a task; the output is "
+    "what that returns",
     "Step.input": "What that is given; may refer to what a payload may",
     "Workflow.output": "What it returns: of a definition with an `output`, or what the durable function returned",
     "WorkflowSubmission.name": "What it is called; the name of its definition where it is left out",

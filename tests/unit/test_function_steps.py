@@ -1,0 +1,152 @@
+"""Durable functions and declared workflows in one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miniflow.engine import Engine
+from miniflow.errors import InvalidRequest
+from miniflow.registry import Registry
+from miniflow.workflow_context import WorkflowContext
+from tests.engines import Engines, registry_of
+from tests.functions import asleep, functions, output, recorded, send
+from tests.invariants import check_invariants
+from tests.waiting import wait_until
+from tests.workflows import act, ended, start, state, steps
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Engines]:
+    with Engines(tmp_path) as engines:
+        yield engines
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def paid(ctx: WorkflowContext, cents: int) -> Any:
+    charged = ctx.step(int, cents, name="charge")
+    return {"cents": charged, "by": ctx.wait_event("paid")}
+
+
+def known(*given: Any, **options: Any) -> Registry:
+    """Tasks, and the workflow functions among them."""
+    found = registry_of([one for one in given if "ctx" not in one.__code__.co_varnames[:1]])
+    for spec in functions(*[one for one in given if "ctx" in one.__code__.co_varnames[:1]], **options):
+        found.add(spec)
+    return found
+
+
+def child_of(engine: Engine, workflow: str, n: int = 1) -> str:
+    """The id of the newest of the workflows, of which there are ``n``, that are steps of it."""
+    sql = (
+        "SELECT c.id FROM workflows w JOIN steps s ON s.workflow = w.number JOIN workflows c ON c.parent = s.job "
+        "WHERE w.id = ? ORDER BY c.number DESC"
+    )
+    found = wait_until(
+        lambda: engine.writer.call("verb", lambda tx: tx.run(sql, workflow)), 5, "its step", until=lambda x: len(x) == n
+    )
+    return str(found[0][0])
+
+
+def test_a_step_can_be_a_durable_function_and_its_output_is_what_that_returns(engines: Engines) -> None:
+    engine = engines(known(add, paid))
+    flow = start(
+        engine,
+        [
+            {"name": "sum", "task": "add", "payload": {"a": 4}},
+            {"name": "pay", "workflow": "paid", "input": {"cents": "${steps.sum}"}},
+            {"name": "last", "task": "add", "payload": {"a": "${steps.pay.cents}", "b": "${steps.pay.by}"}},
+        ],
+    )
+    child = child_of(engine, flow)
+    asleep(engines.path, child)
+    assert state(engines.path, flow)[:2] == ("running", 1)
+    check_invariants(engines.path)
+    engines.crash(engine)
+    engine = engines(known(add, paid))
+    send(engine, child, "paid", 10)
+    assert ended(engines.path, flow)[:2] == ("completed", 3)
+    assert steps(engines.path, flow)["pay"] == ("completed", {"cents": 5, "by": 10})
+    assert steps(engines.path, flow)["last"] == ("completed", 15)
+    engines.stop(engine)
+
+
+def test_what_a_step_gives_a_function_is_held_against_it_at_the_start(engines: Engines) -> None:
+    engine = engines(known(add, paid))
+    for step, says in [
+        ({"workflow": "paid", "input": {"cents": "x"}}, r"steps\[0\]\.input\.cents: expected int"),
+        ({"workflow": "paid"}, r"steps\[0\]\.input\.cents: is missing"),
+        ({"workflow": "payd", "input": {"cents": 1}}, r"steps\[0\]\.workflow: there is no definition 'payd'"),
+        ({"workflow": "paid", "payload": {"cents": 1}}, r"steps\[0\]\.payload: is of a task"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            start(engine, [step])
+    engines.stop(engine)
+
+
+def test_a_cancel_and_a_retry_of_the_whole_reach_the_function_that_is_a_step(engines: Engines) -> None:
+    engine = engines(known(add, paid))
+    flow = start(engine, [{"name": "pay", "workflow": "paid", "input": {"cents": 5}}])
+    child = child_of(engine, flow)
+    asleep(engines.path, child)
+    act(engine, "cancel", flow)
+    assert ended(engines.path, flow)[0] == "cancelled"
+    assert ended(engines.path, child)[0] == "cancelled"
+    check_invariants(engines.path)
+
+    act(engine, "retry", flow)
+    asleep(engines.path, child)
+    act(engine, "pause", flow)
+    send(engine, child, "paid", "cash")
+    assert state(engines.path, child)[0] == "running"
+    act(engine, "resume", flow)
+    assert ended(engines.path, flow)[0] == "completed"
+    assert steps(engines.path, flow)["pay"] == ("completed", {"cents": 5, "by": "cash"})
+    assert output(engines.path, child) == {"cents": 5, "by": "cash"}
+    engines.stop(engine)
+
+
+def test_a_function_that_fails_fails_its_step_and_a_retry_goes_on_at_what_failed_in_it(engines: Engines) -> None:
+    calls: list[str] = []
+    broken = [True]
+
+    def fickle(ctx: WorkflowContext) -> Any:
+        ctx.step(calls.append, "first", name="first")
+        ctx.step(work, name="second", max_retries=0)
+        return "whole"
+
+    def work() -> None:
+        calls.append("second")
+        if broken[0]:
+            raise ValueError("not yet")
+
+    engine = engines(known(add, fickle))
+    flow = start(engine, [{"name": "do", "workflow": "fickle"}, {"name": "last", "task": "add", "payload": {"a": 1}}])
+    found, _, error = ended(engines.path, flow)
+    assert found == "failed"
+    assert "StepFailed: step second failed: ValueError: not yet" in str(error)
+    broken[0] = False
+    act(engine, "retry", flow)
+    assert ended(engines.path, flow)[0] == "completed"
+    assert calls == ["first", "second", "second"]
+    assert steps(engines.path, flow)["do"] == ("completed", "whole")
+    engines.stop(engine)
+
+
+def test_a_function_is_run_for_each_item_of_a_list(engines: Engines) -> None:
+    def twice(ctx: WorkflowContext, n: int) -> int:
+        return 2 * ctx.step(int, n)
+
+    engine = engines(known(add, twice))
+    step = {"name": "each", "for_each": [1, 2, 3], "workflow": "twice", "input": {"n": "${item}"}}
+    flow = start(engine, [step])
+    assert ended(engines.path, flow)[0] == "completed"
+    assert steps(engines.path, flow)["each"] == ("completed", [2, 4, 6])
+    assert recorded(engines.path, flow) == []
+    engines.stop(engine)
