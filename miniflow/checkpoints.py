@@ -294,9 +294,13 @@ class Checkpoints:
         tx.on_rollback(lambda: self.children.update(mine))
         told = tx.run(sql.END_OF_CHILDREN, json_text(sorted(mine)), tx.now_ms)
         if told:
-            parents = sorted({parent for parent, _ in told})
+            declared = [child for _, _, child, is_declared in told if is_declared]
+            if declared:
+                outcomes = self._jobs.workflows.subworkflows.outcomes(tx, declared)
+                tx.run(sql.SET_RETURNED, json_text(outcomes))
+            parents = sorted({parent for parent, *_ in told})
             tx.run(sql.TOUCH_WORKFLOWS, json_text(parents), tx.now_ms, tx.number)
-            woken = sorted({parent for parent, awaited in told if awaited})
+            woken = sorted({parent for parent, awaited, *_ in told if awaited})
             self.wake(tx, _decode_seqs(tx.run(sql.SLEEPERS, json_text(woken))[0][0]))
 
     def open_children(self, tx: Transaction, numbers: list[int]) -> list[int]:
@@ -316,12 +320,16 @@ class Checkpoints:
 
     def _retry_children(self, tx: Transaction, number: int, children: list[tuple[int, str, str]]) -> None:
         """The run waits for these again; for one that has ended well since, it has waited already."""
-        if not children:
-            return
-        for _, child, state in children:
+        numbers: set[int] = set()
+        for one, child, state in children:
             if state in ("failed", "cancelled"):
-                self._jobs.workflows.retry(child)(tx)
-        numbers = {one for one, *_ in children}
+                try:
+                    self._jobs.workflows.retry(child)(tx)
+                except TransitionRefused:  # it has undone what it did: another one is spawned
+                    continue
+            numbers.add(one)
+        if not numbers:
+            return
         tx.run(sql.WAIT_FOR_AGAIN, number, json_text(sorted(numbers)))
         back = numbers - self.children
         tx.on_rollback(lambda: self.children.difference_update(back))

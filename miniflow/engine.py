@@ -375,7 +375,9 @@ class Engine:
 
     def _replay(self, attempt: Attempt) -> Replay[RunRecord]:
         limit = self.settings.max_result_bytes
-        return Replay(RunRecord(self.jobs.checkpoints, self.writer, self.function_intake, attempt, limit))
+        return Replay(
+            RunRecord(self.jobs.checkpoints, self.writer, self.function_intake, self.workflow_intake, attempt, limit)
+        )
 
     def begin(self, claimed: Claimed, worker_id: str) -> Attempt:
         attempt = Attempt(claimed, worker_id, self.clock.now_ms())

@@ -78,12 +78,14 @@ CHECKPOINT_OF_RUN = (
 SET_CHILD = """
 UPDATE checkpoints SET child = (SELECT number FROM workflows WHERE id = ?3) WHERE workflow = ?1 AND idx = ?2 RETURNING child
 """
-# How many runs there are from the one that nobody has spawned down to this one; counted up to ?2.
+# How many workflows there are from the one that nobody has spawned, and that is no step, down to this one; counted up to ?2.
 DEPTH_OF_RUN = """
 WITH RECURSIVE up (number, n) AS (
   SELECT ?1, 1 UNION ALL
-  SELECT c.workflow, n + 1 FROM up CROSS JOIN checkpoints c INDEXED BY checkpoints_of_child ON c.child = up.number WHERE n < ?2)
-SELECT max(n) FROM up
+  SELECT coalesce((SELECT c.workflow FROM checkpoints c INDEXED BY checkpoints_of_child WHERE c.child = up.number),
+                  (SELECT s.workflow FROM workflows w NOT INDEXED CROSS JOIN steps s ON s.job = w.parent WHERE w.number = up.number)), n + 1
+  FROM up WHERE up.number IS NOT NULL AND n < ?2)
+SELECT max(n) FROM up WHERE number IS NOT NULL
 """
 WAITING_CHILDREN = (
     "SELECT child FROM checkpoints INDEXED BY checkpoints_of_child WHERE child IS NOT NULL AND state = 'waiting'"
@@ -112,12 +114,19 @@ SELECT json_group_array(s.job) FROM json_each(?1) x CROSS JOIN steps s INDEXED B
 END_OF_CHILDREN = """
 UPDATE checkpoints SET state = iif(w.state = 'completed', 'completed', 'failed'), ended_at = ?2,
   output = (SELECT j.result FROM steps s CROSS JOIN jobs j ON j.seq = s.job
-            WHERE s.workflow = w.number AND w.kind = 'function' AND w.state = 'completed'),
+            WHERE s.workflow = w.number AND w.kind = 'function' AND w.state = 'completed'),  -- of declared steps: SET_RETURNED
   error_type = CASE w.state WHEN 'completed' THEN NULL WHEN 'cancelled' THEN 'WorkflowCancelled' ELSE 'WorkflowFailed' END,
   error = CASE w.state WHEN 'completed' THEN NULL WHEN 'cancelled' THEN 'it was cancelled' ELSE w.error END
 FROM workflows w
 WHERE w.number IN (SELECT value FROM json_each(?1)) AND checkpoints.child = w.number AND checkpoints.state = 'waiting'
-RETURNING workflow, awaited
+RETURNING workflow, awaited, child, (SELECT w.kind = 'steps' AND w.state = 'completed' FROM workflows w WHERE w.number = child)
+"""
+# [child, output, or else the error]
+SET_RETURNED = """
+UPDATE checkpoints SET output = r.value ->> 1, error = r.value ->> 2, error_type = iif(r.value ->> 2 IS NULL, NULL, 'BadReference'),
+  state = iif(r.value ->> 2 IS NULL, 'completed', 'failed')
+FROM json_each(?1) r
+WHERE checkpoints.child IN (SELECT value ->> 0 FROM json_each(?1)) AND checkpoints.child = r.value ->> 0
 """
 # Of runs that were cancelled (?1, JSON array of numbers), the children that have not ended.
 OPEN_CHILDREN = """

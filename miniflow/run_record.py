@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from miniflow.attempts import Attempt
 from miniflow.checkpoints import Checkpoints, Run
 from miniflow.function_intake import FunctionIntake, function_submission
 from miniflow.operations import ThreadWaiter
 from miniflow.recording import Checkpoint, OwnWrites
+from miniflow.workflow_graph import WorkflowSubmission
+from miniflow.workflow_intake import WorkflowIntake
 from miniflow.writer import Writer
 
 
@@ -14,9 +18,16 @@ class RunRecord:
     """See ``replay.Record``. The run is read from the file when the function asks for something for the first time."""
 
     def __init__(
-        self, checkpoints: Checkpoints, writer: Writer, intake: FunctionIntake, attempt: Attempt, max_output_bytes: int
+        self,
+        checkpoints: Checkpoints,
+        writer: Writer,
+        intake: FunctionIntake,
+        flows: WorkflowIntake,
+        attempt: Attempt,
+        max_output_bytes: int,
     ) -> None:
-        self._checkpoints, self._writer, self._intake, self._attempt = checkpoints, writer, intake, attempt
+        self._checkpoints, self._writer, self._intake, self._flows = checkpoints, writer, intake, flows
+        self._attempt = attempt
         self.max_output_bytes = max_output_bytes
         self._run: Run | None = None
         self._found: list[Checkpoint] = []
@@ -69,7 +80,12 @@ class RunRecord:
         return found
 
     def spawn(self, one: Checkpoint, input: str) -> Checkpoint:
-        new = self._intake.run(function_submission(one.name, input, {}), request_id=self._attempt.claimed.request_id)
+        request_id = self._attempt.claimed.request_id
+        if self._flows.catalog.find(one.name) is not None and not self._intake.knows(one.name):
+            asked = WorkflowSubmission(definition=one.name, input=msgspec.Raw(input.encode()))
+            new = self._flows.workflow(asked, request_id=request_id)
+        else:
+            new = self._intake.run(function_submission(one.name, input, {}), request_id=request_id)
         found: Checkpoint = self._writer.call("verb", self._checkpoints.spawn(self.run, one, new))
         return found
 

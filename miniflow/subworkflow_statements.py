@@ -4,15 +4,22 @@ from __future__ import annotations
 
 ANY_SUBWORKFLOW = "SELECT EXISTS (SELECT 1 FROM steps INDEXED BY steps_standing WHERE kind = 'workflow')"
 
-# The workflows of these steps (?1, JSON array of rows of jobs), of several the newest: the fields of subworkflows.Child, in order.
-CHILDREN = """
-SELECT s.job, p.id, p.queue, p.task, w.id, w.name, w.state, w.error,
+OUTCOME = """w.id, w.name, w.state, w.error,
   iif(w.kind = 'function', '"${steps.result}"', w.definition -> '$.output'), w.input, w.kept,
   w.schedule, w.scheduled_for, iif(w.state = 'completed', (
   SELECT json_group_object(iif(w.kind = 'function', 'result', o.name), json(coalesce(r.result, 'null')))
-  FROM steps o INDEXED BY steps_of_workflow CROSS JOIN jobs r ON r.seq = o.job WHERE o.workflow = w.number AND o.role = 'step'), NULL)
+  FROM steps o INDEXED BY steps_of_workflow CROSS JOIN jobs r ON r.seq = o.job WHERE o.workflow = w.number AND o.role = 'step'), NULL)"""
+# The workflows of these steps (?1, JSON array of rows of jobs), of several the newest: the fields of subworkflows.Child, in order.
+CHILDREN = f"""
+SELECT s.job, p.id, p.queue, p.task, {OUTCOME}
 FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN jobs p ON p.seq = s.job
 LEFT JOIN workflows w ON w.number = (SELECT max(number) FROM workflows INDEXED BY workflows_of_parent WHERE parent = s.job)
+"""
+
+# The same of workflows (?1, JSON array of numbers) that are no steps.
+OUTCOMES = f"""
+SELECT w.number, '', '', '', {OUTCOME}
+FROM json_each(?1) x CROSS JOIN workflows w ON w.number = x.value
 """
 
 # [seq, result]

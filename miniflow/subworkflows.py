@@ -156,6 +156,17 @@ class Subworkflows:
             self._jobs.workflows.expansion.completed(tx, [child[:4] for child, _ in well])
         return reasons
 
+    def outcomes(self, tx: Transaction, numbers: list[int]) -> list[tuple[int, str | None, str | None]]:
+        """Of workflows that have ended well, and are no steps: [(number, what it returns, or else why it returns nothing)]."""
+        found: list[tuple[int, str | None, str | None]] = []
+        for row in tx.run(sql.OUTCOMES, json_text(numbers)):
+            child = Child(*row)
+            try:
+                found.append((child.seq, self._output(child), None))
+            except BadReference as exc:
+                found.append((child.seq, None, f"its output cannot be made: {exc}"))
+        return found
+
     def _output(self, child: Child) -> str:
         """What it returns: its output, or else those of all its steps by their names. BadReference if that cannot be made."""
         steps = {**(_decode(child.kept) if child.kept else {}), **_decode(child.outputs or "{}")}

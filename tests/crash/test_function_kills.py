@@ -94,6 +94,11 @@ def parent(ctx: WorkflowContext, journal: str, ms: int) -> Any:
 
 
 @workflow
+def mixed(ctx: WorkflowContext, journal: str, ms: int) -> Any:
+    return ctx.spawn("kept", {"journal": journal, "ms": ms}).result()
+
+
+@workflow
 def undone(ctx: WorkflowContext, journal: str, ms: int) -> Any:
     ctx.step(note, journal, ms)
     try:
@@ -102,7 +107,7 @@ def undone(ctx: WorkflowContext, journal: str, ms: int) -> Any:
         ctx.step(note, journal, ms, name="undo")
         raise
 '''
-SHAPES = ("chain", "fan", "flaky", "booked", "nap", "paid", "parent", "undone")
+SHAPES = ("chain", "fan", "flaky", "booked", "nap", "paid", "parent", "mixed", "undone")
 
 
 def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
@@ -114,6 +119,9 @@ def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
     runs: dict[str, str] = {}
     with Server(tmp_path, {"functions.py": FUNCTIONS}, workers=4) as server:
         with server.client() as http:
+            inner = {"name": "inner", "workflow": "chain", "input": "${input}"}
+            kept = {"steps": [inner], "output": "${steps.inner}"}
+            assert http.put("/api/v1/workflow-definitions/kept", json=kept).status_code == 201
             for n in range(RUNS):
                 shape = SHAPES[n % len(SHAPES)]
                 given = {"journal": str(journal), "ms": rng.randrange(60)}
@@ -164,7 +172,7 @@ def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
             f"\nseed {SEED}: {len(ends)} runs, {ROUNDS} kills, {crashed} with a crash under them, {len(given_up)} given up after "
             f"three; {len(recorded)} steps recorded, {again} of them run more than once"
         )
-    assert len(ends) == RUNS + 2 * sum(shape == "parent" for shape in runs.values()), (
+    assert len(ends) == RUNS + 2 * sum(shape in ("parent", "mixed") for shape in runs.values()), (
         "a run was spawned twice, or not at all"
     )
     assert any(crashes for *_, crashes in ends.values()), "no kill came while a function ran"

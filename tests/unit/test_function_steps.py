@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest
 from miniflow.registry import Registry
 from miniflow.workflow_context import WorkflowContext
-from tests.engines import Engines, registry_of
-from tests.functions import asleep, functions, output, recorded, send
+from miniflow.workflow_graph import decode_definition
+from tests.engines import Engines, registry_of, verb
+from tests.functions import asleep, begin, functions, output, recorded, send
 from tests.invariants import check_invariants
 from tests.waiting import wait_until
 from tests.workflows import act, ended, start, state, steps
@@ -149,4 +151,85 @@ def test_a_function_is_run_for_each_item_of_a_list(engines: Engines) -> None:
     assert ended(engines.path, flow)[0] == "completed"
     assert steps(engines.path, flow)["each"] == ("completed", [2, 4, 6])
     assert recorded(engines.path, flow) == []
+    engines.stop(engine)
+
+
+# ------------------------------------------------------------------------------------------------- a function spawns steps
+
+
+def keep(engine: Engine, name: str, steps: list[dict[str, Any]], **fields: Any) -> None:
+    definition = decode_definition(msgspec.json.encode({"steps": steps, **fields}))
+    verb(engine, engine.definitions.put(name, definition))
+
+
+def test_a_function_spawns_a_workflow_that_is_kept_and_gets_its_output(engines: Engines) -> None:
+    def parent(ctx: WorkflowContext, name: str) -> Any:
+        return ctx.spawn(name, {"a": 4}).result()
+
+    engine = engines(known(add, parent))
+    one = {"name": "sum", "task": "add", "payload": {"a": "${input.a}"}}
+    keep(engine, "with output", [one], output="${steps.sum}")
+    keep(engine, "without", [one, {"name": "more", "task": "add", "payload": {"a": "${steps.sum}"}}])
+    keep(engine, "wrong", [one], output="${steps.sum.rows}")
+    assert output(engines.path, begin(engine, "parent", {"name": "with output"})) == 5
+    assert output(engines.path, begin(engine, "parent", {"name": "without"})) == {"sum": 5, "more": 6}
+    assert "its output cannot be made" in str(ended(engines.path, begin(engine, "parent", {"name": "wrong"}))[2])
+    assert "no workflow is registered as 'nobody'" in str(
+        ended(engines.path, begin(engine, "parent", {"name": "nobody"}))[2]
+    )
+    engines.stop(engine)
+
+
+def test_a_retry_retries_the_steps_that_were_spawned_or_spawns_them_anew_where_they_were_undone(
+    engines: Engines,
+) -> None:
+    calls: list[str] = []
+    broken = [True]
+
+    def fickle() -> str:
+        calls.append("fickle")
+        if broken[0]:
+            raise ValueError("not yet")
+        return "whole"
+
+    def first() -> str:
+        calls.append("first")
+        return "first"
+
+    def undo() -> None:
+        calls.append("undo")
+
+    def parent(ctx: WorkflowContext, name: str) -> Any:
+        return ctx.spawn(name).result()
+
+    engine = engines(known(first, fickle, undo, parent))
+    last = {"name": "last", "task": "fickle", "max_retries": 0}
+    keep(engine, "plain", [{"name": "first", "task": "first"}, last], output="${steps.last}")
+    undone = [{"name": "first", "task": "first", "compensate": {"task": "undo"}}, last]
+    keep(engine, "undone", undone, output="${steps.last}")
+    for name, before, after in [
+        ("plain", ["first", "fickle"], ["fickle"]),
+        ("undone", ["first", "fickle", "undo"], ["first", "fickle"]),
+    ]:
+        broken[0] = True
+        run = begin(engine, "parent", {"name": name})
+        found, _, error = ended(engines.path, run)
+        assert (found, calls) == ("failed", before), error
+        broken[0] = False
+        calls.clear()
+        act(engine, "retry", run)
+        assert output(engines.path, run) == "whole"
+        assert calls == after
+        calls.clear()
+    engines.stop(engine)
+
+
+def test_functions_and_steps_that_start_each_other_without_end_are_stopped(engines: Engines) -> None:
+    def round_and_round(ctx: WorkflowContext) -> Any:
+        return ctx.spawn("circle").result()
+
+    engine = engines(known(add, round_and_round))
+    keep(engine, "circle", [{"name": "again", "workflow": "round_and_round"}])
+    run = begin(engine, "round_and_round")
+    assert "runs spawn runs 50 deep at most" in str(ended(engines.path, run, 30)[2])
     engines.stop(engine)
