@@ -161,7 +161,7 @@ def test_a_task_says_what_holds_for_its_jobs(client: httpx.Client, server: Serve
         "file": str(server.tasks / "more.py"), "module": found["module"],
         "retry": {"base": 1.0, "factor": 2.0, "max_delay": 60.0, "jitter": 0.1, "intervals": [1.0, 2.0]},
         "concurrency": None, "rate": None, "concurrency_key": None, "concurrency_per_key": None, "on_conflict": "wait",
-        "unique": None, "debounce": None,
+        "unique": None, "debounce": None, "durable": False,
     }  # fmt: skip
     assert schema["required"] == ["name"]
     assert "more" in found["module"]
