@@ -118,11 +118,8 @@ class WorkflowIntake:
         known = Known(given, about(new_id, name, *(slot or (None, None))), kept)
         nests = self._check_nesting(None if of is None else of.name, definition)
         text = _encode(definition).decode()
-        plan = self._plans.find(text)
-        if plan is None:
-            plan = Plan(Graph.of(definition))
-        graph = plan.graph
-        made = self._steps(graph, known, request_id, plan.made)
+        plan = self._plans.find(text) or Plan(Graph.of(definition))
+        graph, made = plan.graph, self._steps(plan.graph, known, request_id, plan.made)
         self._check_ends(graph, known)
         if not kept:
             self._plans.keep(text, plan)
