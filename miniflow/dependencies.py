@@ -156,7 +156,9 @@ class Dependencies:
             left -= len(edges)
             if left > 0:  # that was all of theirs
                 self._ended.clear()
-                tx.on_commit(partial(self.waited_for.difference_update, parents))
+                # At once, not after the commit: what ended and runs again in this transaction is waited for again by then.
+                self.waited_for.difference_update(parents)
+                tx.on_rollback(partial(self.waited_for.update, parents))
             if edges:
                 self._resolve(tx, edges)
 
@@ -216,12 +218,11 @@ class Dependencies:
 
     def replayed(self, tx: Transaction, seqs: list[int]) -> None:
         """These rows had ended and run again: what still waits, waits for them again."""
-        if not tx.change(sql.REOPEN_EDGES_OF_PENDING, json_text(seqs)):
-            return
-        again = [seq for (seq,) in tx.run(sql.OPEN_PARENTS_OF, json_text(seqs))]
-        for seq in again:
+        for seq in seqs:
             self._ended.pop(seq, None)
-        self.waited_for.update(again)
+        if not seqs or not tx.change(sql.REOPEN_EDGES_OF_PENDING, json_text(seqs)):
+            return
+        self.waited_for.update(seq for (seq,) in tx.run(sql.OPEN_PARENTS_OF, json_text(seqs)))
 
     def revive(self, tx: Transaction, seq: int, job_id: str, queue: str) -> None:
         """A row that was cancelled because of a parent waits again. TransitionRefused where that is of no use, or not so."""

@@ -282,6 +282,7 @@ class Jobs:
     def _verbs(self, tx: Transaction, ops: list[Operation]) -> None:
         """Rare verbs come as functions of a transaction; a refusal is an error of that operation alone."""
         for op in ops:
+            self.workflows.settle(tx)  # a verb sees which workflows have ended before it in this group
             try:
                 op.value = op.argument(tx)
             except MiniFlowError as refusal:

@@ -312,6 +312,7 @@ class Workflows:
         for _, queue in lost:
             tx.count(State.CANCELLED, queue, -1)
             tx.count(State.PENDING, queue)
+        self._jobs.dependencies.replayed(tx, [seq for seq, _ in lost])
         self._jobs.replay(tx, [seq for seq, of, _ in rows if of == State.DEAD_LETTER])
         self.recount(tx, [seq for seq, *_ in rows])
         self._jobs.dependencies.wait_again(tx, [seq for seq, _ in lost])
@@ -377,6 +378,7 @@ class Workflows:
         if not rows:
             return
         again = self.expansion.revive(tx, seqs)
+        self._jobs.dependencies.replayed(tx, again)
         tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
         self._jobs.checkpoints.run_again(tx, seqs)
         for _, state, undo, _ in rows:
@@ -387,8 +389,8 @@ class Workflows:
         outer = [parent for _, state, _, parent in rows if parent is not None and state != RUNNING]
         if outer:
             revived = self.subworkflows.revive(tx, outer)
+            self._jobs.dependencies.replayed(tx, revived)  # before anything may end again in this transaction
             self.recount(tx, outer)
-            self._jobs.dependencies.replayed(tx, revived)
             again += revived
         self._jobs.dependencies.wait_again(tx, again)
 

@@ -446,6 +446,25 @@ def test_one_that_has_undone_what_it_did_is_started_anew_by_a_retry(engines: Eng
     engines.stop(engine)
 
 
+def test_a_retry_of_items_of_which_some_run_on_and_some_begin_anew_waits_for_all_of_them(engines: Engines) -> None:
+    fickle = Fickle()
+    engine = engines([fickle.fickle, fickle.note, echo])
+    undo = {"task": "note", "payload": {"what": "undo ${input}"}}
+    do = step("a", "note", payload={"what": "${input}"}, when="${input} != 2", compensate=undo)
+    keep(engine, "leaf", do, step("b", "fickle"), step("c"), output="${input}")
+    each = sub("each", "leaf", for_each=[1, 2, 3], input="${item}")
+    workflow = start(engine, [each, step("then", payload={"value": "${steps.each}"}), step("last")])
+    assert ended(engines.path, workflow)[0] == "failed"
+    assert len(children(engines.path, workflow)) == 3
+    fickle.mended = True
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow) == ("completed", 3, None)
+    assert steps(engines.path, workflow)["then"] == ("completed", [1, 2, 3])
+    assert [status for _, status, _ in children(engines.path, workflow)].count("completed") == 3
+    assert len(children(engines.path, workflow)) == 5
+    engines.stop(engine)
+
+
 def test_a_dead_job_inside_that_is_retried_lets_all_around_it_run_again(engines: Engines) -> None:
     fickle = Fickle()
     engine = engines([fickle.fickle, echo])
