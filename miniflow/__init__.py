@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from miniflow.async_client import AsyncClient
     from miniflow.client import Client
     from miniflow.huey_embedded import MiniFlowHuey
+    from miniflow.trace_answers import Span, Trace
     from miniflow.workflow_answers import (
         Workflow,
         WorkflowDefinition,
@@ -119,8 +120,10 @@ __all__ = [
     "ResultNotReady",
     "ServerError",
     "ServerUnreachable",
+    "Span",
     "Stats",
     "TaskInfo",
+    "Trace",
     "Unauthorized",
     "WorkerInfo",
     "Workflow",
@@ -136,6 +139,8 @@ _ELSEWHERE = {
     "AsyncClient": "async_client",
     "huey": "huey_adapter",
     "MiniFlowHuey": "huey_embedded",
+    "Span": "trace_answers",
+    "Trace": "trace_answers",
     **dict.fromkeys(
         ("Workflow", "WorkflowDefinition", "WorkflowEvent", "WorkflowNotEnded", "WorkflowPage", "WorkflowStep"),
         "workflow_answers",

@@ -36,6 +36,7 @@ from miniflow.readers import Readers
 from miniflow.registry import TaskSpec
 from miniflow.schedule_queries import ScheduleQueries
 from miniflow.settings import Settings
+from miniflow.trace_queries import TraceQueries
 from miniflow.web import site
 from miniflow.web.backend import Backend
 from miniflow.web.door import Site
@@ -173,6 +174,7 @@ class Application:
             queries=Queries(readers, engine.writer),
             workflow_intake=engine.workflow_intake,
             workflow_queries=WorkflowQueries(readers, engine.writer),
+            trace_queries=TraceQueries(readers),
             definitions=engine.definitions,
             function_intake=engine.function_intake,
             listing=Listing(readers, engine.writer),

@@ -43,6 +43,7 @@ from miniflow.exchange import (
     resume,
 )
 from miniflow.schedule_client import AsyncSchedules
+from miniflow.trace_answers import Export, Trace
 from miniflow.workflow_client import AsyncWorkflows
 
 T = TypeVar("T")
@@ -155,6 +156,14 @@ class AsyncClient:
     async def explain(self, job: JobRef) -> Explanation:
         """See ``Client.explain``."""
         return await self._run(one(Explanation, calls.job_path(job, "/explain")))
+
+    async def trace(self, job: JobRef) -> Trace:
+        """See ``Client.trace``."""
+        return await self._run(calls.trace(job))
+
+    async def otlp(self, job: JobRef) -> Export:
+        """See ``Client.otlp``."""
+        return await self._run(calls.otlp(job))
 
     async def attempts(self, job: JobRef) -> Attempts:
         """See ``Client.attempts``."""

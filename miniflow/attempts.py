@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from miniflow.joblog import JobLog
     from miniflow.loans import Loan
     from miniflow.progress import Report
+    from miniflow.traceparent import TraceContext
 
 
 class Claimed(NamedTuple):
@@ -86,6 +87,7 @@ class Attempt:
         "silent_ms",
         "stalled",
         "started_at",
+        "trace",
         "worker_id",
     )
 
@@ -97,6 +99,7 @@ class Attempt:
         self.deadline_boot_ms: int | None = None
         self.abandon_at_boot_ms: int | None = None  # deaf beyond this: given up
         self.finished = False
+        self.trace: TraceContext | None = None  # once somebody has asked
         self.log: JobLog | None = None  # once it has something to say
         self.loan: Loan | None = None  # of the worker that runs it, if that hands jobs ahead
         self.handed = False  # it was: its process has begun it by itself

@@ -21,6 +21,7 @@ from miniflow.exchange import Ask, Away, Flow, Give, Items, Pause, carry_out, on
 from miniflow.ids import uuid7
 from miniflow.retry import RetryPolicy
 from miniflow.rule_options import Debounce, Unique
+from miniflow.trace_answers import Export, Trace
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class SubmitOptions(TypedDict, total=False):
     says what becomes of it if one of those does not end well. ``unique`` (True, or how jobs are told to be the same) makes it the
     only one such job, ``debounce`` (seconds, or more of it) begins it when no other has come for so long; the answer is the job
     that is there, its ``submit_outcome`` says so. Jobs of a task with the same ``concurrency_key`` run one at a time.
+    ``traceparent`` is that of W3C Trace Context: the trace that the job is to be in, and the caller's span.
     """
 
     queue: str | None
@@ -61,6 +63,7 @@ class SubmitOptions(TypedDict, total=False):
     failure_ttl: float | dt.timedelta | None
     depends_on: str | Job | Sequence[str | Job | int] | None
     on_dependency_failure: Literal["cancel", "run"] | None
+    traceparent: str | None
     heartbeat: float | dt.timedelta | None
     on_stall: Literal["warn", "retry", "fail"] | None
     unique: Unique | bool | Mapping[str, Any] | None
@@ -188,6 +191,14 @@ def _plain(value: Any) -> Any:
 
 
 # ----------------------------------------------------------------------------------------------------------------- looking
+
+
+def trace(job: JobRef) -> Flow[Trace]:
+    return one(Trace, job_path(job, "/trace"))
+
+
+def otlp(job: JobRef) -> Flow[Export]:
+    return one(Export, job_path(job, "/trace"), params={"format": "otlp"})
 
 
 def get(job: JobRef, wait_s: float = 0) -> Flow[Job]:

@@ -43,6 +43,7 @@ from miniflow.exchange import (
     resume,
 )
 from miniflow.schedule_client import Schedules
+from miniflow.trace_answers import Export, Trace
 from miniflow.workflow_client import Workflows
 
 T = TypeVar("T")
@@ -175,6 +176,14 @@ class Client:
     def explain(self, job: JobRef) -> Explanation:
         """Why the job does not run yet, or what ended it, and what happens next: in words, and with the ids that it is about."""
         return self._run(one(Explanation, calls.job_path(job, "/explain")))
+
+    def trace(self, job: JobRef) -> Trace:
+        """What took how long: the job and its attempts; of a step, its part of the workflow's trace."""
+        return self._run(calls.trace(job))
+
+    def otlp(self, job: JobRef) -> Export:
+        """The same as the JSON of OpenTelemetry, for the ``/v1/traces`` of a collector."""
+        return self._run(calls.otlp(job))
 
     def attempts(self, job: JobRef) -> Attempts:
         """Each execution of the job, oldest first, with its error and traceback."""

@@ -50,12 +50,17 @@ def _never() -> JobInterrupted | None:
     return None
 
 
+def _in_no_trace() -> str | None:
+    return None
+
+
 class JobContext:
     """One attempt of one job: who it is, and what it can say and ask."""
 
     __slots__ = (
-        "_beat", "_boot_ms", "_pending_interrupt", "_write_log", "_write_progress", "attempt", "deadline_ms", "job_id",
-        "_transaction", "max_retries", "meta", "payload", "queue", "request_id", "schedule", "scheduled_for", "tags", "task",
+        "_beat", "_boot_ms", "_pending_interrupt", "_traceparent", "_write_log", "_write_progress", "attempt", "deadline_ms",
+        "job_id", "_transaction", "max_retries", "meta", "payload", "queue", "request_id", "schedule", "scheduled_for", "tags",
+        "task",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +84,7 @@ class JobContext:
         deadline_ms: int | None = None,
         boot_ms: Callable[[], int] | None = None,
         transaction: Callable[[], Any] = _no_transaction,
+        traceparent: Callable[[], str | None] = _in_no_trace,
     ) -> None:
         """``payload`` is the raw JSON text; ``deadline_ms`` is on the clock ``boot_ms``, and means nothing without it."""
         self.job_id = job_id
@@ -99,6 +105,7 @@ class JobContext:
         self._pending_interrupt = pending_interrupt
         self._boot_ms = boot_ms
         self._transaction = transaction
+        self._traceparent = traceparent
 
     def __repr__(self) -> str:
         if not self.job_id:
@@ -139,6 +146,12 @@ class JobContext:
         does not run in a thread of the server, and for statements that are not allowed.
         """
         return self._transaction()
+
+    @property
+    def traceparent(self) -> str | None:
+        """The header of W3C Trace Context to hand to other systems: the trace that this run belongs to, and this attempt (of a
+        durable function, this step) as the span that called. Found when it is asked for. None outside a job."""
+        return self._traceparent()
 
     @property
     def cancelled(self) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from miniflow import capture, db, guard, heartbeat, registry
+from miniflow import capture, context, db, guard, heartbeat, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
@@ -54,6 +54,7 @@ from miniflow.run_record import RunRecord
 from miniflow.schedules import Schedules, run_of
 from miniflow.settings import Settings
 from miniflow.supervisor import Supervisor
+from miniflow.tracing import Traces
 from miniflow.workflow_files import load_definitions
 from miniflow.workflow_functions import bind_start, input_text
 from miniflow.workflow_intake import WorkflowIntake
@@ -160,6 +161,7 @@ class Engine:
             transaction_limit_s=settings.transaction_limit,
         )
         services.replay = self._replay
+        services.traces = Traces(self.database.path, lambda: self.jobs.workflows.any)
         return services
 
     def _scheduling(self) -> Schedules:
@@ -251,6 +253,7 @@ class Engine:
         except (StoreFull, StoreLocked):  # the next start finds what is missing
             pass
         self.writer.close()
+        self.services.traces.close()
         self.database.close()
         capture.remove()
         return len(late)
@@ -363,11 +366,16 @@ class Engine:
         return self._submit(submission_from_options(spec.name, payload, options))
 
     def _submit(self, submission: Submission) -> str:
+        """What a job submits is in its trace, unless it says otherwise."""
+        if submission.traceparent is None and context.place() is not context.OUTSIDE:
+            submission.traceparent = context.current().traceparent
         accepted = self.writer.call("insert", [self.intake.job(submission)])
         return str(accepted[0].id)
 
     def start_function(self, spec: TaskSpec, input: object, options: Mapping[str, object]) -> str:
         """The hook behind ``function.start()``: insert and wait for the commit; the id of the run."""
+        if context.place() is not context.OUTSIDE:
+            options = {"traceparent": context.current().traceparent, **options}
         new = self.function_intake.run(function_submission(spec.name, input_text(input), options))
         return str(self.writer.call("workflow", new).id)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from miniflow.errors import InvalidRequest, UnknownTask
 from miniflow.ids import uuid7
-from miniflow.intake import EMPTY, Intake, Key, Seconds, Short, Submission
+from miniflow.intake import EMPTY, Intake, Key, Seconds, Short, Submission, TraceParent, checked_traceparent
 from miniflow.registry import TaskSpec
 from miniflow.workflow_intake import NewWorkflow, Slot
 
@@ -30,6 +30,7 @@ class FunctionSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     ) = None
     meta: dict[str, Any] | None = None
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+    traceparent: TraceParent | None = None
 
 
 class FunctionDefinition(msgspec.Struct, omit_defaults=True):
@@ -127,6 +128,7 @@ class FunctionIntake:
             s.idempotency_key,
             mark,
             "function",
+            checked_traceparent(s.traceparent) if s.traceparent else None,
         )
 
     def _spec(self, name: str) -> TaskSpec:
@@ -155,4 +157,5 @@ def _fingerprint(s: FunctionSubmission) -> str:
     given = msgspec.json.decode(
         _encode(s)
     )  # as a value: blanks in the input, and the order of its keys, make no other one
+    given.pop("traceparent", None)  # a repeated start is a span of its own
     return hashlib.blake2b(msgspec.json.encode(given, order="sorted"), digest_size=16).hexdigest()

@@ -19,7 +19,7 @@ from huey.api import PeriodicTask, ResultGroup, Task, chord, group
 from huey.serializer import Serializer as PickleSerializer
 from huey.utils import ChordConfig
 
-from miniflow import registry
+from miniflow import context, registry
 from miniflow import statements as core
 from miniflow.clock import Clock, SystemClock
 from miniflow.errors import MiniFlowError
@@ -259,6 +259,8 @@ class Enqueuing(PeriodicHuey):
             options["retry"] = policy(task.retry_delay, task.retry_backoff)
         if task.expires:
             options["ttl"] = self._ttl_s(task, now, later)
+        if context.place() is not context.OUTSIDE:  # a task of a task is in its trace
+            options["traceparent"] = context.current().traceparent
         submission = submission_from_options(spec.name, payload, options)
         return self._intake.job(
             submission, job_id=task.id, checked=False, own={"huey": own} if own else None, waits=waits

@@ -219,8 +219,14 @@ class Execution:
             scheduled_for=None if slot is None else from_ms(slot),
             deadline_ms=attempt.deadline_boot_ms,
             boot_ms=self.services.clock.boot_ms,
+            traceparent=self.traceparent,
             **({"transaction": self._transaction} if self.in_thread else {}),
         )
+
+    def traceparent(self) -> str:
+        """What this attempt passes on."""
+        run_id = None if self.replay is None else self.replay.record.workflow_id
+        return self.services.traces.passed_on(self.attempt, run_id)
 
     @property
     def in_thread(self) -> bool:

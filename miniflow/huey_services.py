@@ -14,6 +14,7 @@ from miniflow.jobs import Jobs
 from miniflow.notices import Notices
 from miniflow.replay import Replay
 from miniflow.run_record import RunRecord
+from miniflow.tracing import Traces
 from miniflow.transactions import Transactions
 
 log = logging.getLogger("miniflow.worker")
@@ -42,6 +43,7 @@ class Services:
         self.elsewhere: dict[str, Callable[[Job], RemoteResult]] = {}  # executors that run jobs in other processes
         self.proven: set[str] = set()  # tasks whose body has come back at least once in this process
         self.replay: Callable[[Attempt], Replay[RunRecord]] | None = None  # of durable functions
+        self.traces: Traces  # given when the file is open
         self.contained: tuple[type[BaseException], ...] = (BaseException,)  # what ends the job and not the worker
 
     @functools.cached_property

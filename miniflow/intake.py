@@ -20,6 +20,7 @@ from miniflow.registry import HEARTBEAT_S_MIN, ON_STALL_DEFAULT, OnStall, Regist
 from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
 from miniflow.rule_options import Debounce, SameJob, Unique, concurrency_key, same_job, short_key
 from miniflow.states import State
+from miniflow.traceparent import TRACEPARENT_CHARS_MAX, parse
 
 PRIORITIES = {"low": 1, "medium": 6, "high": 10}
 EMPTY = msgspec.Raw(b"{}")
@@ -30,6 +31,8 @@ Key = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Place = Annotated[int, msgspec.Meta(ge=0)]
 PARENTS_MAX = 10_000
 """Jobs that one job can wait for."""
+TraceParent = Annotated[str, msgspec.Meta(max_length=TRACEPARENT_CHARS_MAX)]
+"""As the header; empty: none, also where one would be handed on."""
 EDGE_KINDS = {"cancel": "after", "run": "all"}
 
 
@@ -62,6 +65,7 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     unique: Unique | bool | None = None
     debounce: Debounce | Seconds | None = None
     concurrency_key: Key | None = None
+    traceparent: TraceParent | None = None
 
 
 class Intake:
@@ -139,6 +143,7 @@ class Intake:
         key = s.idempotency_key
         ttl_ms = None if ttl_s is None else round(ttl_s * 1000)
         limited_by, same = _keys(s, spec, payload, debounce, ttl_ms)
+        own = _in_trace(s.traceparent, own, where) if s.traceparent else own
         ruled = limited_by is not None or same is not None
         if s.retry is None and own is None and not _has_extras(s, spec) and key is None and not ruled:
             while row[-1] is None:  # what is left off at the end is NULL, and costs nothing
@@ -249,10 +254,29 @@ def _keys(
 
 def fingerprint(s: Submission, payload: str) -> str:
     """What makes two submits with one idempotency key the same: the fields that were given, whatever their order in the JSON.
-    Only those: a field that a later version adds must not make another body of the one that came before it."""
-    given = {name: value for name, value in msgspec.structs.asdict(s).items() if value is not None and name != "type"}
+    Only those: a field that a later version adds must not make another body of the one that came before it. Not the trace: a
+    repeated submit is a span of its own."""
+    given = {
+        name: value
+        for name, value in msgspec.structs.asdict(s).items()
+        if value is not None and name not in ("type", "traceparent")
+    }
     fields = given | {"payload": msgspec.json.decode(payload), "task": s.task or s.type}
     return hashlib.blake2b(msgspec.json.encode(fields, order="sorted"), digest_size=16).hexdigest()
+
+
+def checked_traceparent(given: str, where: str = "") -> str:
+    """One that was given as a field, and not as the header, of which what cannot be read is passed over. InvalidRequest."""
+    if parse(given) is None:
+        raise InvalidRequest(
+            f"{where}traceparent",
+            "is none of W3C Trace Context, such as 00-" + "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )
+    return given.strip()
+
+
+def _in_trace(given: str, own: dict[str, Any] | None, where: str) -> dict[str, Any]:
+    return {**(own or {}), "traceparent": checked_traceparent(given, where)}
 
 
 def submission_from_options(task: str, payload: str, options: Mapping[str, Any]) -> Submission:

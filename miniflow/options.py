@@ -17,7 +17,7 @@ from miniflow.retry import RetryPolicy
 SUBMIT_OPTIONS = (
     "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
     "description", "depends_on", "on_dependency_failure", "heartbeat", "on_stall", "unique",
-    "debounce", "concurrency_key",
+    "debounce", "concurrency_key", "traceparent",
 )  # fmt: skip
 _DURATIONS = ("delay", "ttl", "timeout", "heartbeat")
 

@@ -14,6 +14,7 @@ from miniflow import answers
 from miniflow.calls import named, until_ended
 from miniflow.exchange import Ask, Flow, Give, Items, one, repeated, send, stream
 from miniflow.ids import uuid7
+from miniflow.trace_answers import Export, Trace
 from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowNotEnded, WorkflowPage
 
 PAGE = 100  # workflows in one request of list
@@ -31,6 +32,7 @@ class WorkflowOptions(TypedDict, total=False):
     idempotency_key: str | None
     meta: Mapping[str, Any] | None
     description: str | None
+    traceparent: str | None
 
 
 class DefinitionOptions(TypedDict, total=False):
@@ -75,6 +77,7 @@ class FunctionOptions(TypedDict, total=False):
     tags: Sequence[str] | None
     meta: Mapping[str, Any] | None
     description: str | None
+    traceparent: str | None
 
 
 def start_function(workflow: str, input: Any, options: Mapping[str, Any], *, repeats: int) -> Flow[Workflow]:
@@ -108,6 +111,14 @@ def get(workflow: WorkflowRef, wait_s: float = 0) -> Flow[Workflow]:
 
 def wait(workflow: WorkflowRef, timeout_s: float | None) -> Flow[Workflow]:
     return until_ended(lambda wait_s: get(workflow, wait_s), timeout_s, WorkflowNotEnded)
+
+
+def trace(workflow: WorkflowRef) -> Flow[Trace]:
+    return one(Trace, path_of(workflow, "/trace"))
+
+
+def otlp(workflow: WorkflowRef) -> Flow[Export]:
+    return one(Export, path_of(workflow, "/trace"), params={"format": "otlp"})
 
 
 def page(*, name: str | None, status: str | None, limit: int, cursor: str | None) -> Flow[WorkflowPage]:

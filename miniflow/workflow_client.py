@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from miniflow import workflow_calls as calls
 from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
+from miniflow.trace_answers import Export, Trace
 from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowPage
 from miniflow.workflow_calls import DefinitionOptions, FunctionOptions, WorkflowOptions, WorkflowRef
 
@@ -93,6 +94,14 @@ class Workflows:
     def wait(self, workflow: WorkflowRef, timeout: float | None = None) -> Workflow:
         """The workflow when it has ended, well or not. WorkflowNotEnded (a TimeoutError) after ``timeout`` seconds."""
         return self._run(calls.wait(workflow, timeout))
+
+    def trace(self, workflow: WorkflowRef) -> Trace:
+        """What took how long: the run, its steps, their attempts."""
+        return self._run(calls.trace(workflow))
+
+    def otlp(self, workflow: WorkflowRef) -> Export:
+        """The same as the JSON of OpenTelemetry, for the ``/v1/traces`` of a collector."""
+        return self._run(calls.otlp(workflow))
 
     def list(
         self, *, name: str | None = None, status: str | None = None, limit: int | None = None
@@ -204,6 +213,14 @@ class AsyncWorkflows:
     async def wait(self, workflow: WorkflowRef, timeout: float | None = None) -> Workflow:
         """See ``Workflows.wait``."""
         return await self._run(calls.wait(workflow, timeout))
+
+    async def trace(self, workflow: WorkflowRef) -> Trace:
+        """See ``Workflows.trace``."""
+        return await self._run(calls.trace(workflow))
+
+    async def otlp(self, workflow: WorkflowRef) -> Export:
+        """See ``Workflows.otlp``."""
+        return await self._run(calls.otlp(workflow))
 
     def list(
         self, *, name: str | None = None, status: str | None = None, limit: int | None = None

@@ -22,7 +22,7 @@ from miniflow.registry import RetryOption, Seconds, Task, TaskSpec, active
 Start = Callable[[TaskSpec, Any, Mapping[str, Any]], str]
 """Takes the function, its input and the options of the start; gives the id of the run."""
 
-START_OPTIONS = ("idempotency_key", "timeout", "queue", "priority", "description", "meta", "tags")
+START_OPTIONS = ("idempotency_key", "timeout", "queue", "priority", "description", "meta", "tags", "traceparent")
 
 _start: Start | None = None
 

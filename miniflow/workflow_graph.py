@@ -13,7 +13,7 @@ import msgspec
 
 from miniflow import references
 from miniflow.errors import InvalidRequest
-from miniflow.intake import EMPTY, Key, Seconds, Short
+from miniflow.intake import EMPTY, Key, Seconds, Short, TraceParent
 from miniflow.references import BadReference
 from miniflow.retry import RetryPolicy
 
@@ -77,6 +77,7 @@ class WorkflowSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     idempotency_key: Key | None = None
     meta: dict[str, Any] | None = None
     description: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+    traceparent: TraceParent | None = None
 
 
 class Input(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -16,7 +16,7 @@ from miniflow import limits, references
 from miniflow.clock import rfc3339
 from miniflow.errors import InvalidRequest
 from miniflow.ids import uuid7
-from miniflow.intake import EMPTY, Intake, Submission
+from miniflow.intake import EMPTY, Intake, Submission, checked_traceparent
 from miniflow.model import NewJob, Waits
 from miniflow.references import BadReference, Known
 from miniflow.registry import TaskSpec
@@ -56,6 +56,8 @@ class NewWorkflow(NamedTuple):
     key: str | None = None
     fingerprint: str | None = None
     kind: str = "steps"
+    traceparent: str | None = None
+    """That of the caller, if it named one."""
 
 
 OF_TASKS = ("task", "type", "payload", "queue", "priority", "max_retries", "retry", "executor", "tags")
@@ -110,8 +112,7 @@ class WorkflowIntake:
         mark = _fingerprint(s) if s.idempotency_key is not None else None
         if of is None and s.definition is not None:
             of = self.catalog.get(s.definition, "definition")
-        definition = _definition(s, of)
-        name = s.name or s.definition
+        definition, name = _definition(s, of), s.name or s.definition
         if name is None:
             raise InvalidRequest("name", "is missing")
         given = with_defaults(definition.inputs, _decode(s.input))
@@ -159,6 +160,7 @@ class WorkflowIntake:
             timeout_ms,
             s.idempotency_key,
             mark,
+            traceparent=checked_traceparent(s.traceparent) if s.traceparent else None,
         )
 
     def check(self, name: str, definition: Definition) -> None:
@@ -414,6 +416,7 @@ def _definition(s: WorkflowSubmission, of: Kept | None) -> Definition:
 
 def _fingerprint(s: WorkflowSubmission) -> str:
     given = _decode(_encode(s))  # as a value: blanks in a payload, and the order of its keys, make no other one
+    given.pop("traceparent", None)  # a repeated start is a span of its own
     return hashlib.blake2b(msgspec.json.encode(given, order="sorted"), digest_size=16).hexdigest()
 
 

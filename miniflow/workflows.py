@@ -35,6 +35,7 @@ from miniflow.operations import Operation
 from miniflow.references import BadReference, Known
 from miniflow.states import State
 from miniflow.subworkflows import Begun, Subworkflows
+from miniflow.trace_statements import SET_TRACEPARENTS
 from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.writer import Transaction, Writer, json_text
 
@@ -117,6 +118,9 @@ class Workflows:
         rows = [(*new.row[:19], tx.now_ms, tx.number, *[*new.row[19:], None, None][:2]) for new in fresh]
         tx.run_many(sql.INSERT_WORKFLOWS, rows)
         number = tx.first_of(len(fresh))
+        traced = [(new.id, new.traceparent) for new in fresh if new.traceparent is not None]
+        if traced:
+            tx.run(SET_TRACEPARENTS, json_text(traced))
         tx.count(WORKFLOWS, RUNNING, len(fresh))
         seq = self._jobs.submitting.add(tx, [job for new in fresh for job in new.jobs])
         steps: list[tuple[int | str | None, ...]] = []

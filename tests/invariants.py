@@ -244,6 +244,12 @@ def _rules(look: Snapshot) -> None:
 def _workflows(look: Snapshot, *, deleted: bool) -> None:
     counted = dict(look.rows("SELECT label, n FROM counters WHERE name = 'workflows' AND n <> 0"))
     look.same("workflows by state", counted, dict(look.rows("SELECT state, count(*) FROM workflows GROUP BY 1")))
+    hex_digits = "[0-9a-f]"
+    look.none(
+        "a workflow in a trace that is none",
+        "SELECT id, traceparent FROM workflows WHERE traceparent NOT GLOB "
+        f"'{hex_digits * 2}-{hex_digits * 32}-{hex_digits * 16}-{hex_digits * 2}*'",
+    )
     jobs = "FROM steps s JOIN jobs j ON j.seq = s.job WHERE s.workflow = w.number"
     look.none(
         "a workflow between two steps: it runs, and nothing of it is left to end",

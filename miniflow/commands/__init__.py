@@ -14,9 +14,12 @@ from miniflow.commands.looking import events, explain, failed, jobs, logs, resul
 from miniflow.commands.overview import info, queues, stats, tasks, workers
 from miniflow.commands.schedules import schedule
 from miniflow.commands.submitting import submit
+from miniflow.commands.trace import trace
 from miniflow.commands.workflow import workflow
 
-JOBS: tuple[click.Command, ...] = (submit, jobs, failed, show, explain, result, logs, events, retry, cancel, delete)
+JOBS: tuple[click.Command, ...] = (
+    submit, jobs, failed, show, explain, result, logs, events, trace, retry, cancel, delete,
+)  # fmt: skip
 WORKFLOWS: tuple[click.Command, ...] = (workflow,)
 SCHEDULES: tuple[click.Command, ...] = (schedule,)
 SERVER: tuple[click.Command, ...] = (info, queues, tasks, workers, stats)

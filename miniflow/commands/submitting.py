@@ -15,7 +15,16 @@ from miniflow.commands import completing, exits, words
 from miniflow.commands.exits import Complaint
 from miniflow.commands.follow import follow
 from miniflow.commands.session import Session, progress_bar, remote
-from miniflow.commands.values import duration, moment, pairs_of, payload_of, priority_of, read_text, retry_of
+from miniflow.commands.values import (
+    duration,
+    moment,
+    pairs_of,
+    payload_of,
+    priority_of,
+    read_text,
+    retry_of,
+    traceparent_around,
+)
 from miniflow.states import State
 
 EXAMPLE = '{"task": "add", "payload": {"a": 1}}'
@@ -112,6 +121,7 @@ def _options(session: Session, given: dict[str, Any]) -> dict[str, Any]:
     given["retry"] = retry_of(given["retry"])
     given["tags"] = list(given["tags"]) or None
     given["meta"] = pairs_of(given["meta"], "--meta") or None
+    given["traceparent"] = traceparent_around()
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,17 @@ import rich_click as click
 
 from miniflow.commands.exits import Complaint
 from miniflow.commands.words import now
+from miniflow.traceparent import parse
 
 _UNITS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(sorted(filter(None, _UNITS), key=len, reverse=True))}|)")
+
+
+def traceparent_around() -> str | None:
+    """The trace that this command is part of: a program that MiniFlow runs as a job, for one, has it in its environment. None
+    where there is none, or none that can be read."""
+    found = os.environ.get("TRACEPARENT")
+    return found if parse(found) is not None else None
 
 
 def seconds_of(text: str) -> float | None:

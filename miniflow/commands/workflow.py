@@ -17,7 +17,7 @@ from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
 from miniflow.commands.session import Session, remote
 from miniflow.commands.tables import Column, fitting, pairs, table
-from miniflow.commands.values import json_of, read_text
+from miniflow.commands.values import json_of, read_text, traceparent_around
 from miniflow.commands.workflow_names import ID, IDS, id_of, is_file, is_function
 from miniflow.commands.workflow_views import status_of, summary, tree
 
@@ -75,15 +75,17 @@ def start(
       miniflow workflow start nightly --version 3
       miniflow workflow start order --input '{"cents": 1200}'
     """
-    wanted: dict[str, Any] = {}
+    wanted: dict[str, Any] = {"traceparent": traceparent_around()}
     by_name = not is_file(what)
     if by_name and version is None and is_function(session, what):
         value = None if given is None else json_of(given, "--input")
-        run = session.client.workflows.start_function(what, value, idempotency_key=idempotency_key)
+        run = session.client.workflows.start_function(
+            what, value, idempotency_key=idempotency_key, traceparent=traceparent_around()
+        )
         _started(session, run, wait=wait, quiet=quiet)
         return
     if not by_name:
-        wanted = _definition(what)
+        wanted |= _definition(what)
         name, steps = wanted.pop("name", None), wanted.pop("steps", None)
         if not isinstance(name, str) or not isinstance(steps, list):
             raise Complaint(f"{what}: name and steps are needed, as in {EXAMPLE}")

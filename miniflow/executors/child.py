@@ -44,6 +44,7 @@ from miniflow.errors import (
     UnknownTask,
 )
 from miniflow.executors.messages import (
+    AskTrace,
     Beat,
     Done,
     Failed,
@@ -55,6 +56,7 @@ from miniflow.executors.messages import (
     Submit,
     Submitted,
     ToChild,
+    Traced,
     frame,
 )
 from miniflow.executors.remotelog import RemoteLog
@@ -247,6 +249,7 @@ class Child:
             pending_interrupt=lambda: self._pending,
             deadline_ms=run.deadline_ms,
             boot_ms=self._clock.boot_ms,
+            traceparent=self._traceparent,
         )
 
     def _beat(self) -> None:
@@ -255,8 +258,24 @@ class Child:
             self._beat_at_ms = now + BEAT_EVERY_MS
             self.send(Beat())
 
-    def _next_submitted(self) -> Any:
-        """The answer to Submit. Jobs that were handed ahead may have come before it."""
+    def _ask(self, question: Submit | AskTrace) -> Any:
+        """What the server answers; None if the job has ended meanwhile, and asks nothing any more."""
+        with self._asking:  # threads of the job take turns
+            if self.run is None:
+                return None
+            self.send(question)
+            answer = self._next_answer()
+        if answer is None:
+            raise MiniFlowError("the server is gone")
+        return answer
+
+    def _traceparent(self) -> str | None:
+        """Asked for each time: most jobs never do."""
+        answer = self._ask(AskTrace())
+        return answer.traceparent if isinstance(answer, Traced) else None
+
+    def _next_answer(self) -> Any:
+        """The answer to what was asked. Jobs that were handed ahead may have come before it."""
         ahead: list[Any] = []
         while isinstance(message := self.next_message(), Run):
             ahead.append(message)
@@ -266,13 +285,9 @@ class Child:
     def _submit(self, spec: TaskSpec, payload: str, options: dict[str, Any]) -> str:
         """The hook behind ``task.submit()``: the server inserts the job, and it is committed when this returns."""
         submission = submission_from_options(spec.name, payload, options)
-        with self._asking:  # threads of the job take turns
-            if self.run is None:
-                raise MiniFlowError("the job has ended, and submits nothing any more")
-            self.send(Submit(msgspec.json.encode(submission)))
-            answer = self._next_submitted()
+        answer = self._ask(Submit(msgspec.json.encode(submission)))
         if not isinstance(answer, Submitted):
-            raise MiniFlowError("the server is gone")
+            raise MiniFlowError("the job has ended, and submits nothing any more")
         if answer.job_id is None:
             raise InvalidRequest(answer.field, answer.reason)
         return answer.job_id

@@ -109,6 +109,7 @@ class CommandExecutor:
             "MINIFLOW_ATTEMPT": str(job.attempt.number),
             "MINIFLOW_REQUEST_ID": claimed.request_id or claimed.id,
             "MINIFLOW_RESULT_FILE": str(result_file),
+            "TRACEPARENT": job.traceparent(),
         }
         if len(claimed.payload) <= ENV_CHARS_MAX:
             more["MINIFLOW_PAYLOAD"] = claimed.payload

@@ -112,8 +112,18 @@ class Beat(msgspec.Struct, tag=15, array_like=True):
     """The job is alive. Also said by a child as soon as it can take jobs."""
 
 
-ToChild = Hello | Run | Submitted
-FromChild = Done | Failed | Said | Progress | Submit | Beat
+class AskTrace(msgspec.Struct, tag=16, array_like=True):
+    """The job asks for what it passes on as ``traceparent``. It waits for Traced."""
+
+
+class Traced(msgspec.Struct, tag=3, array_like=True):
+    """The answer to AskTrace."""
+
+    traceparent: str | None
+
+
+ToChild = Hello | Run | Submitted | Traced
+FromChild = Done | Failed | Said | Progress | Submit | Beat | AskTrace
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -18,7 +18,7 @@ from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import InvalidRequest, JobInterrupted, MiniFlowError, ProcessDied, TaskFailed
 from miniflow.executors import output, tree
 from miniflow.executors.children import Child, Children, Processes
-from miniflow.executors.messages import Beat, Done, Failed, Progress, Run, Said, Submit, Submitted
+from miniflow.executors.messages import AskTrace, Beat, Done, Failed, Progress, Run, Said, Submit, Submitted, Traced
 from miniflow.executors.watch import MustEnd, Watch
 from miniflow.intake import Submission, decode_submission
 from miniflow.joblog import JobLog
@@ -54,6 +54,8 @@ class Job(Protocol):
     def write_log(self, level: str, message: str) -> None: ...
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None: ...
+
+    def traceparent(self) -> str: ...
 
 
 class RemoteResult:
@@ -266,6 +268,8 @@ class ProcessExecutor:
             job.attempt.beat()
         elif isinstance(message, Submit):
             child.send(self._submitted(message))
+        elif isinstance(message, AskTrace):
+            child.send(Traced(job.traceparent()))
 
     def _submitted(self, message: Submit) -> Submitted:
         try:

@@ -17,6 +17,7 @@ from miniflow.intake import decode_submission
 from miniflow.model import Accepted, NewJob
 from miniflow.queries import Attempt, Job, is_terminal, job_of_new
 from miniflow.states import State
+from miniflow.traceparent import parse
 from miniflow.web.backend import Backend
 from miniflow.web.problems import decoded
 
@@ -48,6 +49,7 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
     ``existing`` for one with the rule ``unique``, ``debounced`` for one that took this payload over."""
     submission = decoded(decode_submission, await request.body())
     submission.idempotency_key = idempotency_key(request, submission.idempotency_key)
+    submission.traceparent = traceparent(request, submission.traceparent)
     request_id = request.scope.get("miniflow_request_id")
     new = backend.intake.job(submission, request_id=request_id if isinstance(request_id, str) else None)
     (accepted,) = await backend.insert([new])
@@ -70,11 +72,13 @@ async def submit_batch(request: AnyRequest, backend: Backend) -> Response[bytes]
     raw = split_batch(await request.body(), request.headers.get("content-type", ""), backend.settings.max_batch)
     if not raw:
         raise InvalidRequest("", "the batch is empty; give an array of jobs, or one job a line")
-    request_id = request.scope.get("miniflow_request_id")
+    request_id, caller = request.scope.get("miniflow_request_id"), traceparent(request)
     jobs: list[NewJob] = []
     for place, item in enumerate(raw):
         where = f"[{place}]."
         submission = decoded(decode_submission, item, where)
+        if submission.traceparent is None:
+            submission.traceparent = caller
         known_as = str(request_id) if request_id else None
         jobs.append(backend.intake.job(submission, request_id=known_as, where=where, place=place))
         if place % 500 == 499:  # a long batch must not keep the loop from everybody else
@@ -93,6 +97,15 @@ def idempotency_key(request: AnyRequest, in_body: str | None, field: str = "idem
     if not 1 <= len(header) <= 255:
         raise InvalidRequest("Idempotency-Key", "is 1 to 255 characters")
     return header
+
+
+def traceparent(request: AnyRequest, in_body: str | None = None) -> str | None:
+    """What was said of the trace: in the body, else in the header, which is passed over where it cannot be read, as W3C Trace
+    Context asks."""
+    header: str | None = request.headers.get("traceparent")
+    if in_body is not None or header is None:
+        return in_body
+    return header.strip() if parse(header) is not None else None
 
 
 def _replays(accepted: list[Accepted]) -> dict[str, Any]:

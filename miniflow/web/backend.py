@@ -25,6 +25,7 @@ from miniflow.roster import Roster
 from miniflow.schedule_queries import ScheduleQueries
 from miniflow.schedules import Schedules
 from miniflow.settings import Settings
+from miniflow.trace_queries import TraceQueries
 from miniflow.workflow_intake import WorkflowIntake
 from miniflow.workflow_queries import WorkflowQueries
 from miniflow.writer import Transaction, Writer
@@ -48,6 +49,7 @@ class Backend:
     queries: Queries
     workflow_intake: WorkflowIntake
     workflow_queries: WorkflowQueries
+    trace_queries: TraceQueries
     definitions: Definitions
     function_intake: FunctionIntake
     listing: Listing

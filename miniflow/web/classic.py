@@ -22,7 +22,7 @@ from miniflow.registry import NAME_CHARS_MAX
 from miniflow.retry import RetryPolicy
 from miniflow.states import State
 from miniflow.web import logs as joblogs
-from miniflow.web.api import find_job, idempotency_key, respond, retry_after
+from miniflow.web.api import find_job, idempotency_key, respond, retry_after, traceparent
 from miniflow.web.backend import Backend
 from miniflow.web.jobs import replay
 from miniflow.web.problems import decoded, log
@@ -103,6 +103,7 @@ async def submit(request: AnyRequest, backend: Backend) -> Response[bytes]:
         max_retries=wanted.max_retries,
         queue=wanted.queue,
         idempotency_key=idempotency_key(request, wanted.idempotency_key),
+        traceparent=traceparent(request),
     )
     (accepted,) = await backend.insert(
         [backend.intake.job(submission, request_id=_request_id(request), job_id=str(uuid.uuid4()))]
@@ -188,6 +189,7 @@ async def submit_job(request: AnyRequest, backend: Backend) -> Response[bytes]:
         retry=_intervals(wanted.retry),
         tags=["api", "v1"],
         idempotency_key=idempotency_key(request, wanted.request_id, "request_id"),
+        traceparent=traceparent(request),
     )
     job_id = f"{RQ_PREFIX}{uuid.uuid4()}"
     (accepted,) = await backend.insert([backend.intake.job(submission, request_id=_request_id(request), job_id=job_id)])
@@ -261,6 +263,8 @@ async def create_jobs(request: AnyRequest, backend: Backend) -> Response[bytes]:
             raise InvalidRequest(
                 "job", "none of the demo jobs is registered; `miniflow init` writes them, or name a job of yours"
             )
+    for submission in submissions:
+        submission.traceparent = traceparent(request)
     try:
         jobs = [backend.intake.job(submission, request_id=_request_id(request)) for submission in submissions]
     except UnknownTask as exc:

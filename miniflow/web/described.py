@@ -17,7 +17,7 @@ from miniflow.listing import Page
 from miniflow.minutes import MinutesPage, Stats, Summary
 from miniflow.queries import Attempt, Job, LogLine, QueueInfo
 from miniflow.roster import EventLoop, Slots, Worker
-from miniflow.web import classic, described_definitions, described_schedules, described_workflows
+from miniflow.web import classic, described_definitions, described_schedules, described_traces, described_workflows
 from miniflow.web.describing import one, readable
 from miniflow.web.document import EVENT_STREAM, Answer, Api, Body, Operation
 from miniflow.web.examples import (
@@ -68,6 +68,7 @@ TAGS = {
     "dead letters": "Jobs that failed for good.",
     "schedules": "Jobs by the clock.",
     "workflows": "Steps that follow one another, each of them a job.",
+    "traces": "What took how long in a run, for OpenTelemetry too.",
     "logs": "What jobs logged.",
     "events": "Jobs as they change.",
     "system": "Queues, tasks and workers.",
@@ -132,7 +133,7 @@ ClassicCreated = TypedDict("ClassicCreated", {"job_id": str, "status": str, "job
 # -------------------------------------------------------------------------------------------------------------- operations
 
 OF_A_JOB = ("get_job", "get_result", "get_attempts", "get_logs", "follow_job", "cancel_job", "retry_job", "delete_job")
-SUBMIT_HEADERS = ("Idempotency-Key", "X-Request-ID")
+SUBMIT_HEADERS = ("Idempotency-Key", "X-Request-ID", "traceparent")
 PAGE = {"items": [BRIEF], "next_cursor": "s17", "total": 1200}
 MAKES_LOG = Answer(
     "the log as text", headers=("Content-Disposition",), shape=Lines, example={"items": [LINE], "next_after_id": 17},
@@ -162,7 +163,7 @@ OPERATIONS: dict[str, Operation] = {
         {201: Answer("all are accepted", Ids, {"ids": [ID], "count": 1})},
         Body(Batch, {"two jobs": [{"task": "noop"}, {"task": "noop", "priority": 5}]}, lines=NDJSON),
         refusals=(409, 429),
-        headers=("X-Request-ID",),
+        headers=("X-Request-ID", "traceparent"),
     ),
     "GET /api/v1/jobs": one("jobs", "a page of jobs", Page, PAGE),
     "GET /api/v1/jobs/{job_id}": Operation(
@@ -228,6 +229,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     **described_workflows.OPERATIONS,
     **described_definitions.OPERATIONS,
+    **described_traces.OPERATIONS,
     "GET /api/v1/queues": one("system", "the queues", Queues, {"items": [QUEUE]}),
     "GET /api/v1/queues/{name}": one("system", "the queue", QueueInfo, QUEUE),
     "PATCH /api/v1/queues/{name}": one("system", "the queue as it is now", QueueInfo, QUEUE, body=Body(QueueChange, LIMITS)),
@@ -373,7 +375,7 @@ OPERATIONS: dict[str, Operation] = {
             required=False,
         ),
         refusals=(429,),
-        headers=("X-Request-ID",),
+        headers=("X-Request-ID", "traceparent"),
     ),
 }  # fmt: skip
 
@@ -381,7 +383,11 @@ API = Api(
     DESCRIPTION.strip(),
     TAGS,
     OPERATIONS,
-    FIELDS | described_schedules.FIELDS | described_workflows.FIELDS | described_definitions.FIELDS,
+    FIELDS
+    | described_schedules.FIELDS
+    | described_workflows.FIELDS
+    | described_definitions.FIELDS
+    | described_traces.FIELDS,
     omitting=(
         Job,
         Attempt,
@@ -390,5 +396,6 @@ API = Api(
         *described_schedules.OMITTING,
         *described_workflows.OMITTING,
         *described_definitions.OMITTING,
+        *described_traces.OMITTING,
     ),
 )

@@ -154,6 +154,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "WorkflowStep.key": "The same each time that it is tried: for systems that take an idempotency key",
     "WorkflowStep.waits": "What for, in words",
     "WorkflowStep.output": "What the task or the step returned, or the payload of the event; left out where it is long",
+    "Start.traceparent": "As the header; empty is none",
     "Start.workflow": "The durable function to run, in place of `name` and `steps`",
     "Start.input": "What steps refer to as `${input}`; what the durable function takes",
     "Start.timeout": "Seconds for the whole, sleeps included, after which it has failed",
@@ -191,7 +192,7 @@ OPERATIONS: dict[str, Operation] = {
         {201: Answer("accepted: all of it is on the disk", Workflow, NEW, ("Location", "Idempotency-Replayed"))},
         Body(Start, STARTS),
         refusals=(409, 429),
-        headers=("Idempotency-Key", "X-Request-ID"),
+        headers=("Idempotency-Key", "X-Request-ID", "traceparent"),
     ),
     "GET /api/v1/workflows": Operation(
         "workflows", {200: Answer("a page of workflows", WorkflowPage, {"items": [NEW], "next_cursor": "17", "total": 120})}
@@ -224,6 +225,6 @@ OPERATIONS: dict[str, Operation] = {
         {201: Answer("a new run, accepted", Workflow, {**NEW, "rerun_of": ID}, ("Location",))},
         Body(Rerun, {"from a step": {"from": "again"}, "all of it": {"input": {"name": "Grace"}}}, required=False),
         refusals=(429,),
-        headers=("X-Request-ID",),
+        headers=("X-Request-ID", "traceparent"),
     ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Method
 
+from miniflow.traceparent import TRACEPARENT_CHARS_MAX
 from miniflow.web.problems import PROBLEM, Problem
 
 Json = dict[str, Any]
@@ -157,6 +158,10 @@ HEADER_PARAMETERS: dict[str, tuple[str, Json]] = {
     "X-Request-ID": (
         "an id of yours for this request: stored with the job, and in its log",
         {"type": "string", "maxLength": 128},
+    ),
+    "traceparent": (
+        "W3C Trace Context: the trace that the run is to be in, and the caller's span. One that cannot be read is passed over",
+        {"type": "string", "maxLength": TRACEPARENT_CHARS_MAX},
     ),
 }
 PARAMETERS = {

@@ -37,6 +37,8 @@ WITHOUT_TOKEN = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.jso
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID_CHARS_MAX = 128
 CREATED = b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\nlocation: %s\r\nx-request-id: %s\r\n"
+IN_FULL = frozenset({b"idempotency-key", b"traceparent"})
+"""Headers that a plain request does not have."""
 JOBS, WORKFLOWS = "/api/v1/jobs", "/api/v1/workflows"
 WITH_REFUSAL = {401: ((b"www-authenticate", b"Bearer"),)}
 
@@ -144,7 +146,7 @@ class Door:
             return
         body, asked = message["body"], None
         if (
-            not (message.get("more_body") or scope["query_string"] or b"idempotency-key" in headers)
+            not (message.get("more_body") or scope["query_string"] or not headers.keys().isdisjoint(IN_FULL))
             and len(body) <= backend.settings.max_payload_bytes
         ):
             try:

@@ -61,6 +61,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Submission.unique": "There is one such job at a time: `true` (by the whole payload), or what makes them the same",
     "Submission.debounce": "Begin when no such submit has come for so many seconds, with the payload of the last",
     "Submission.concurrency_key": "Jobs of a task with the same key run one at a time, or as many as the task says",
+    "Submission.traceparent": "As the header; empty is none, also where a job submits another one",
     "Submission.task": "The name of the task",
     "Submission.type": "Another name for `task`; one of the two is needed",
     "Submission.payload": "What the task takes; `GET /api/v1/tasks` has the schema",

@@ -14,7 +14,7 @@ from miniflow.function_intake import FunctionSubmission, decode_function
 from miniflow.function_queries import definition_of_function, place_of_step
 from miniflow.intake import Key
 from miniflow.step_calls import EVENT_NAME_CHARS_MAX
-from miniflow.web.api import AnyRequest, idempotency_key, respond
+from miniflow.web.api import AnyRequest, idempotency_key, respond, traceparent
 from miniflow.web.backend import Backend
 from miniflow.web.problems import decoded
 from miniflow.workflow_intake import NewWorkflow, Slot
@@ -58,6 +58,7 @@ def function_run(request: AnyRequest, backend: Backend, body: bytes, request_id:
     """The run that a start asks for."""
     wanted = decoded(decode_function, body)
     wanted.idempotency_key = idempotency_key(request, wanted.idempotency_key)
+    wanted.traceparent = traceparent(request, wanted.traceparent)
     return backend.function_intake.run(wanted, request_id=request_id)
 
 
@@ -74,6 +75,7 @@ async def rerun_function(
     from_step: str | None,
     given: msgspec.Raw | msgspec.UnsetType,
     request_id: str | None,
+    caller: str | None,
 ) -> NewWorkflow:
     """Start a function again, with what it had recorded before ``from_step``."""
     number, before, definition = backend.workflow_queries.origin(workflow_id)
@@ -82,6 +84,7 @@ async def rerun_function(
     grp = 0 if from_step is None else place_of_step(backend.workflow_queries.readers, number, from_step)
     submission = FunctionSubmission(
         workflow=kept.workflow,
+        traceparent=caller,
         input=msgspec.Raw(b"{}") if wanted is msgspec.UNSET else wanted,
         timeout=kept.timeout,
         queue=kept.queue,

@@ -25,6 +25,7 @@ from miniflow.web import (
     metrics,
     schedules,
     system,
+    traces,
     workflows,
 )
 from miniflow.web.backend import Backend
@@ -40,6 +41,7 @@ ROUTES: list[HTTPRouteHandler] = [
     *workflows.ROUTES,
     *definitions.ROUTES,
     *functions.ROUTES,
+    *traces.ROUTES,
     *events.ROUTES,
     *schedules.ROUTES,
     *system.ROUTES,

@@ -17,7 +17,7 @@ from miniflow.feed import parse_place
 from miniflow.listing import PAGE_MAX
 from miniflow.model import Accepted
 from miniflow.web import functions
-from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond
+from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond, traceparent
 from miniflow.web.backend import Backend
 from miniflow.web.events import HEADERS, RETRY_MS, After, LastEventId
 from miniflow.web.problems import decoded
@@ -61,6 +61,7 @@ async def start_workflow(request: AnyRequest, backend: Backend) -> Response[byte
         return await _start(backend, functions.function_run(request, backend, body, _request_id(request)))
     wanted = decoded(decode_workflow, body)
     wanted.idempotency_key = idempotency_key(request, wanted.idempotency_key)
+    wanted.traceparent = traceparent(request, wanted.traceparent)
     of = None
     if wanted.definition is not None and wanted.version is not None:
         newest = backend.definitions.catalog.get(wanted.definition, "definition").version
@@ -188,7 +189,7 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
     wanted = decoded(_decode_rerun, await request.body() or b"{}")
     if backend.workflow_queries.is_function(workflow_id):
         made = await functions.rerun_function(
-            backend, workflow_id, wanted.from_step, wanted.input, _request_id(request)
+            backend, workflow_id, wanted.from_step, wanted.input, _request_id(request), traceparent(request)
         )
         return _accepted(backend, made, {"location": f"/api/v1/workflows/{made.id}"})
     before, definition, outputs = backend.workflow_queries.definition(workflow_id)
@@ -207,6 +208,7 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
         input=msgspec.Raw(b"null") if given is msgspec.UNSET else given,
         description=before.description,
         meta=None if before.meta is msgspec.UNSET else msgspec.json.decode(before.meta),
+        traceparent=traceparent(request),
     )
     new = backend.workflow_intake.workflow(
         submission,

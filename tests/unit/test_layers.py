@@ -18,7 +18,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
-    ("errors", "states", "clock", "looplag", "ids", "retry", "limits", "programs"),
+    ("errors", "states", "clock", "looplag", "ids", "retry", "limits", "programs", "traceparent"),
     ("timetable", "contract", "wording"),
     (
         "rule_options",
@@ -35,6 +35,7 @@ LAYERS = (
         "expansion_statements",
         "function_statements",
         "subworkflow_statements",
+        "trace_statements",
         "references",
         "guard",
         "payload",
@@ -69,6 +70,7 @@ LAYERS = (
         "quarantine",
         "gates",
         "readers",
+        "tracing",
     ),
     (
         "jobs",
@@ -98,6 +100,9 @@ LAYERS = (
         "function_intake",
         "function_queries",
         "step_shape",
+        "trace_shape",
+        "trace_queries",
+        "otlp",
         "checkpoints",
         "run_record",
         "cancelling",
@@ -142,6 +147,7 @@ LAYERS = (
         "answers",
         "schedule_answers",
         "workflow_answers",
+        "trace_answers",
         "exchange",
         "calls",
         "schedule_calls",

@@ -22,6 +22,7 @@ from miniflow import (
     rule_statements,
     statements,
     subworkflow_statements,
+    trace_statements,
     workflow_statements,
 )
 
@@ -37,6 +38,7 @@ STATEMENTS = {
         definition_statements,
         function_statements,
         subworkflow_statements,
+        trace_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))

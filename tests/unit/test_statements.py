@@ -15,6 +15,7 @@ from miniflow import (
     rule_statements,
     statements,
     subworkflow_statements,
+    trace_statements,
     workflow_statements,
 )
 
@@ -30,6 +31,7 @@ STATEMENTS = {
         definition_statements,
         function_statements,
         subworkflow_statements,
+        trace_statements,
     )
     for name, value in vars(module).items()
     if name.isupper() and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", str(value))
