@@ -101,7 +101,12 @@ class Definition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     @property
     def undoes(self) -> bool:
         """Whether there is something to do when it does not end well."""
-        return self.on_failure is not None or any(step.compensate is not None for step in self.steps)
+        if self.on_failure is not None:
+            return True
+        for step in self.steps:  # noqa: SIM110 - asked at each start, where a generator costs more than the question
+            if step.compensate is not None:
+                return True
+        return False
 
 
 def as_items(found: Any) -> list[Any]:

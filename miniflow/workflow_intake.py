@@ -173,6 +173,8 @@ class WorkflowIntake:
 
     def _steps(self, graph: Graph, known: Known, request_id: str | None, same: dict[int, _Made]) -> list[_Made]:
         """In an order in which they can run, those that are not kept. ``same`` has, and gets, those that do not change."""
+        if len(same) == len(graph.order) and not known.steps:
+            return [_Made(old[0], another(old[1], request_id), *old[2:]) for old in map(same.__getitem__, graph.order)]
         places: dict[int, int] = {}
         made: list[_Made] = []
         for n in graph.order:
@@ -189,17 +191,18 @@ class WorkflowIntake:
                 ):
                     same[n] = new
             else:
-                new = old._replace(job=another(old.job, request_id))
+                new = _Made(old[0], another(old[1], request_id), *old[2:])
             places[n] = len(made)
             made.append(new)
         return made
 
     def _check_nesting(self, name: str | None, definition: Definition) -> bool:
         """Whether steps of it are workflows. InvalidRequest if they lead back to it."""
-        nests = any(step.workflow is not None for step in definition.steps)
-        if nests:
-            self.catalog.check_nesting(name, definition)
-        return nests
+        for step in definition.steps:
+            if step.workflow is not None:
+                self.catalog.check_nesting(name, definition)
+                return True
+        return False
 
     def _step(self, graph: Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         step, where = graph.definition.steps[n], f"steps[{n}]."
