@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from miniflow.trace_shape import Span, Trace
+import msgspec
+
+from miniflow import trace_shape
+from miniflow.trace_shape import Span
+from miniflow.web.describing import either
 from miniflow.web.document import Answer, Operation
 from miniflow.web.examples import AT, ID
 
@@ -48,6 +52,15 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Span.duration": "Seconds; left out while it goes on",
     "Span.attributes": {"type": "object"},
 }
+
+
+class Export(msgspec.Struct, rename="camel"):
+    """With `format=otlp`, the body of an export of the OpenTelemetry protocol."""
+
+    resource_spans: list[dict[str, Any]]
+
+
+Trace = either("Trace", trace_shape.Trace, Export)
 
 OMITTING = (Trace, Span)
 

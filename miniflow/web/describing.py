@@ -35,7 +35,10 @@ def either(name: str, *kinds: type[msgspec.Struct]) -> type[msgspec.Struct]:
         required = field.default is msgspec.NODEFAULT
         made.append((field.name, field.type | None if required else field.type, None if required else field.default))
     about = " Or: ".join((kind.__doc__ or "").strip() for kind in kinds)
-    return msgspec.defstruct(name, made, forbid_unknown_fields=True, namespace={"__doc__": about}, kw_only=True)
+    names = {field.name: field.encode_name for field in fields.values()}
+    return msgspec.defstruct(
+        name, made, forbid_unknown_fields=True, namespace={"__doc__": about}, kw_only=True, rename=names
+    )
 
 
 def one(tag: str, description: str, shape: Any, example: Any, *headers: str, **more: Any) -> Operation:
