@@ -25,6 +25,12 @@ class Operation:
         self.waiter: Waiter | None = None
         self.future: asyncio.Future[None] | None = None  # LoopWaiter's
 
+    def outcome(self) -> Any:
+        """Its value, once it is written. Raises what it was refused with."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
 
 class Waiter(Protocol):
     """Who is told when an operation is committed or has failed."""
@@ -52,6 +58,38 @@ class ThreadWaiter:
 
     def wait(self) -> None:
         self._lock.acquire()
+
+
+class Bell:
+    """Wakes the one thread that waits for it: as an Event, which that thread clears by having waited.
+
+    A bare lock, held while nobody has rung. It is rung by threads of jobs, in which an exception may be raised between any two
+    bytecodes: one inside of an Event, whose methods are Python, would leave its lock taken, and who waits would wait for ever.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def __repr__(self) -> str:
+        return f"<Bell {'at rest' if self._lock.locked() else 'rung'}>"
+
+    def ring(self) -> None:
+        """From any thread, as often as one likes."""
+        try:
+            self._lock.release()
+        except RuntimeError:  # it has been rung already
+            pass
+
+    def silence(self) -> None:
+        """What was rung before counts for nothing."""
+        self._lock.acquire(blocking=False)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was rung, before or within ``timeout_s`` seconds. It is at rest then."""
+        return self._lock.acquire(timeout=timeout_s)
 
 
 class LoopWaiter:

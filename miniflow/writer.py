@@ -35,7 +35,7 @@ from miniflow.clock import Clock
 from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked, TransactionRefused
 from miniflow.histogram import Histogram
 from miniflow.notices import Changes
-from miniflow.operations import LoopWaiter, Operation, ThreadWaiter
+from miniflow.operations import Bell, LoopWaiter, Operation, ThreadWaiter
 from miniflow.wal import die
 
 log = logging.getLogger("miniflow.writer")
@@ -138,7 +138,7 @@ class Writer:
         self._after: list[Step] = []
         self._due_in: list[Callable[[], float]] = []
         self._queue: deque[Operation] = deque()
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._idle = False
         self._lingering = False
         self._awaited = False  # somebody waits for an operation in the queue
@@ -218,7 +218,7 @@ class Writer:
             if operations[0].waiter is None and operations[0].error is not None:
                 raise operations[0].error
         if self._idle or (self._lingering and (self._awaited or len(self._queue) >= LINGER_OPERATIONS)):
-            self._wake.set()
+            self._wake.ring()
 
     def post_alone(self, operation: Operation) -> None:
         """As ``post``, for one that is to have a group of its own: it may take its time, or be undone. All are of one kind."""
@@ -229,26 +229,28 @@ class Writer:
         """Something outside the queue of operations wants a group: now, or with the next one, LINGER_S from now at the latest."""
         if now:
             if self._idle or self._lingering:
-                self._wake.set()
+                self._wake.ring()
         elif not self._soon:
             self._soon = True
             if self._idle:
-                self._wake.set()
+                self._wake.ring()
 
     def call(self, kind: str, argument: Any, *, keep: bool = False) -> Any:
         """Post an operation and block until it is committed; its value. Raises what it was refused with."""
-        if self.lent_to == threading.get_ident():
+        if self.lent_here:
             raise TransactionRefused(
-                "the writer waits for the transaction of this job; do this before it, or after its block"
+                "the writer waits for this job's transaction, which ends with it; do this before it"
             )
         operation = Operation(kind, argument, keep=keep)
-        waiter = ThreadWaiter()
-        operation.waiter = waiter
+        operation.waiter = waiter = ThreadWaiter()
         self.post(operation)
         waiter.wait()
-        if operation.error is not None:
-            raise operation.error
-        return operation.value
+        return operation.outcome()
+
+    @property
+    def lent_here(self) -> bool:
+        """Whether the calling thread has the connection: who waited for the writer would wait for himself."""
+        return self.lent_to == threading.get_ident()
 
     def loop_waiter(self, loop: asyncio.AbstractEventLoop) -> LoopWaiter:
         """The waiter for coroutines of ``loop``; one for each loop."""
@@ -260,14 +262,12 @@ class Writer:
         """As ``call``, for coroutines. Being cancelled ends the waiting, never the write."""
         operation = Operation(kind, argument)
         await waiter.post(operation)
-        if operation.error is not None:
-            raise operation.error
-        return operation.value
+        return operation.outcome()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what was posted, checkpoint, and end the thread."""
         self._closing = True
-        self._wake.set()
+        self._wake.ring()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -300,7 +300,7 @@ class Writer:
         while not self._queue and self._next_due_s() > 0:
             if self._closing:
                 return False
-            self._wake.clear()
+            self._wake.silence()
             self._idle = True
             # Looked at again after _idle is set: a poster that saw it unset has appended before.
             soon = self._soon
@@ -317,7 +317,7 @@ class Writer:
 
     def _linger(self) -> None:
         """Nobody waits for what is in the queue: let it grow. A commit of twenty rows costs nearly that of two hundred."""
-        self._wake.clear()
+        self._wake.silence()
         self._lingering = True
         if not self._awaited and len(self._queue) < LINGER_OPERATIONS:
             self._wake.wait(LINGER_S)
@@ -439,7 +439,7 @@ class Writer:
         for loop in self._loops:
             loop.flush()
         self._queue.extendleft(reversed(kept))
-        self._wake.clear()
+        self._wake.silence()
         self._wake.wait(POSTPONED_S)
 
     @staticmethod
