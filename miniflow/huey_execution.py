@@ -28,7 +28,6 @@ from miniflow.errors import (
     JobStalled,
     JobTimeout,
     LimitExceeded,
-    MiniFlowError,
     NonRetryable,
     RetryAfter,
     StepFailed,
@@ -238,7 +237,7 @@ class Execution:
         step = current_step()
         if step is None:
             raise TransactionRefused("a durable function runs again; its transactions belong into steps: ctx.step(…)")
-        if not isinstance(step.writes, Lent):
+        if step.lent is None or step.lent.given_up:
             step.lent = self.services.transactions.open()
         assert isinstance(step.lent, Lent)
         return step.lent
@@ -305,13 +304,14 @@ class Execution:
 
     def conclude(self, *, wait: bool = False) -> None:
         """Write the end. Once: the watchdog may have been first, and then this one is too late and says nothing."""
-        if self.attempt.log is not None:
-            self.attempt.log.close()
-            self.attempt.log.settle(coroutine.pause if self.spec.executor == "async" else time.sleep)
-        lent = None if self.lent is None or self.lent.given_up else self.lent
+        lent = None if self.lent is None or not self.lent.asked_for else self.lent
         if lent is not None and (self.returned or self.state is not State.COMPLETED):
             lent.undo()
             lent = None
+        if self.attempt.log is not None:
+            self.attempt.log.close()
+            if lent is None:  # or else the writer takes nothing: it waits for this end
+                self.attempt.log.settle(coroutine.pause if self.spec.executor == "async" else time.sleep)
         if not self.attempt.finish():
             if lent is not None:
                 lent.undo()
@@ -348,7 +348,7 @@ class Execution:
         jobs = self.services.jobs
         try:
             lent.commit(functools.partial(_end_in, jobs, ending))
-        except MiniFlowError as exc:  # over its limit, refused, a full disk: nothing of it is there
+        except Exception as exc:  # over its limit, a full disk, a deferred foreign key: nothing of it is there
             self.state = None
             self.error_type, self.error = type(exc).__name__, f"{type(exc).__name__}: {exc}"
             return False

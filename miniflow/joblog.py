@@ -28,7 +28,7 @@ from typing import NamedTuple
 from miniflow import statements as sql
 from miniflow.attempts import Attempt
 from miniflow.clock import Clock
-from miniflow.errors import StoreError
+from miniflow.errors import StoreError, TransactionRefused
 from miniflow.notices import Notices
 from miniflow.outcome import middle_out
 from miniflow.writer import Transaction, Writer, json_text
@@ -98,6 +98,10 @@ class JobLogs:
         """``log`` has something to write. Twice does no harm."""
         self._dirty.append(log)
         self._writer.nudge(now=False)
+
+    def waits_here(self) -> bool:
+        """Whether the writer takes nothing because it waits for the calling thread: until the limit of its transaction."""
+        return self._writer.lent_here
 
     def held(self, log: JobLog, seq: int) -> int:
         """Bytes that the earlier attempts of a job have in its log. Asked in steps: nobody waits long for the writer."""
@@ -238,7 +242,7 @@ class JobLog:
                 if self._size >= self._head_max:
                     self._keep(row, size)
                     break
-                if len(self._full) < WAITING_CHUNKS:
+                if len(self._full) < WAITING_CHUNKS or self._logs.waits_here():
                     self._append(row, size)
                     break
             pending = self._attempt.pending
@@ -353,7 +357,7 @@ class JobLog:
         self._ask_at = sys.maxsize
         try:
             before = self._logs.held(self, self._seq)
-        except StoreError:  # a full disk, or the server stops: later
+        except (StoreError, TransactionRefused):  # a full disk, or the server stops, or waits for this job: later
             self._ask_at = self._size + FIRST_BYTES
             return
         with self._lock:

@@ -89,7 +89,7 @@ class StepContext:
     @property
     def writes(self) -> OwnWrites | None:
         """What is to be committed with its completion."""
-        return None if self.lent is None or self.lent.given_up else self.lent
+        return None if self.lent is None or not self.lent.asked_for else self.lent
 
     @property
     def key(self) -> str:

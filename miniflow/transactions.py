@@ -21,25 +21,27 @@ from typing import Any, TypeVar
 import apsw
 
 from miniflow import migrations
-from miniflow.errors import MiniFlowError, TransactionRefused
+from miniflow.errors import TransactionRefused
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.writer import Transaction, Undone, Writer
 
 KIND = "transaction"
 LOOK_S = 0.05
 """A thread that waits for the writer looks so often whether its job is interrupted."""
+INTERRUPT_EVERY_S = 0.005
 
 READS = {apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE}
 CHANGES = {apsw.SQLITE_INSERT: "write to", apsw.SQLITE_UPDATE: "write to", apsw.SQLITE_DELETE: "delete from"}
 SCHEMA = {
     apsw.SQLITE_CREATE_TABLE: 0, apsw.SQLITE_DROP_TABLE: 0, apsw.SQLITE_CREATE_VIEW: 0, apsw.SQLITE_DROP_VIEW: 0,
     apsw.SQLITE_CREATE_INDEX: 1, apsw.SQLITE_DROP_INDEX: 1, apsw.SQLITE_CREATE_TRIGGER: 1, apsw.SQLITE_DROP_TRIGGER: 1,
-    apsw.SQLITE_ALTER_TABLE: 1, apsw.SQLITE_CREATE_VTABLE: 0, apsw.SQLITE_DROP_VTABLE: 0, apsw.SQLITE_ANALYZE: 0,
-    apsw.SQLITE_REINDEX: 0,
+    apsw.SQLITE_ALTER_TABLE: 1, apsw.SQLITE_CREATE_VTABLE: 0, apsw.SQLITE_DROP_VTABLE: 0, apsw.SQLITE_REINDEX: 0,
 }  # fmt: skip
 """Statements that change the schema, and which of the authorizer's two words is the table that they are about."""
 PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
-
+PRAGMAS_ASKED = {"data_version", "page_size"}
+"""Those that would set something with a value. SQLite's virtual tables, for full-text search say, ask for them."""
+ANYTHING_ELSE = "a job's transaction reads, and writes to its own tables; anything else is not for it"
 
 T = TypeVar("T")
 
@@ -66,14 +68,16 @@ class Connection:
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Rows:
         """Run SQL; its rows. Raises apsw's errors for what is wrong with it, TransactionRefused for what is not allowed, and
         where the block is over or took too long."""
+        values = _values(parameters)
         return self._loan.run(
-            lambda connection: _run(connection, lambda cursor: cursor.execute(sql, parameters, can_cache=False))
+            lambda connection: _run(connection, lambda cursor: cursor.execute(sql, values, can_cache=False))
         )
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any] | dict[str, Any]]) -> None:
-        """Run SQL once for each row of parameters."""
+        """Run SQL once for each row of parameters. All rows are made first: what makes them may use this, too."""
+        values = [_values(row) for row in rows]
         self._loan.run(
-            lambda connection: _run(connection, lambda cursor: cursor.executemany(sql, rows, can_cache=False))
+            lambda connection: _run(connection, lambda cursor: cursor.executemany(sql, values, can_cache=False))
         )
 
     @property
@@ -92,7 +96,8 @@ class Lent:
 
     def __init__(self, writer: Writer, limit_s: float) -> None:
         self._writer, self._limit_s = writer, limit_s
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered itself, never by way of the condition: see operations.Bell
+        self._changed = threading.Condition(self._lock)
         self._using = threading.Lock()
         self._connection: apsw.Connection | None = None
         self._operation: Operation | None = None
@@ -105,6 +110,11 @@ class Lent:
 
     def __repr__(self) -> str:
         return f"<Lent {self.state}>"
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether there is something to be committed, or undone: a block was entered, and the job has not given it up."""
+        return self.state != "new" and not self.given_up
 
     # ------------------------------------------------------------------------------------------------- the job's thread
 
@@ -119,17 +129,19 @@ class Lent:
         self.state = "asked for"
         try:
             self._writer.post_alone(self._operation)
-        except MiniFlowError:
-            self.state = "new"
+        except BaseException:  # closed, or interrupted here: it may not have been posted, so nobody waits for it
+            self.given_up = True
+            self._become("undone")
             raise
         try:
-            with self._changed:
+            with self._lock:
                 while self.state == "asked for" and self._operation.error is None:
                     self._changed.wait(LOOK_S)
         except BaseException:  # interrupted while it waited its turn
             self.undo()
             raise
-        if self.state != "open":
+        if self.state != "open":  # a lock, say; a job that catches it may ask again
+            self.undo()
             raise self._failed()
         return Connection(self)
 
@@ -165,8 +177,11 @@ class Lent:
 
     def commit(self, apply: Callable[[Transaction], None]) -> None:
         """Write the job's end by ``apply``, and commit all; returns when it is in the file. TransactionRefused, or the error of
-        the disk, if it was undone instead."""
-        with self._changed:
+        the disk or of the commit itself (a deferred foreign key), if it was undone instead."""
+        if self.state == "open":
+            self.undo()
+            raise TransactionRefused("the job ended inside of the block of its transaction; nothing of it was written")
+        with self._lock:
             if self.state == "left":
                 self._apply, self.state = apply, "committing"
                 self._changed.notify_all()
@@ -186,7 +201,7 @@ class Lent:
         self._waiter.wait()
 
     def _become(self, state: str) -> None:
-        with self._changed:
+        with self._lock:
             if self.state != "undone":
                 self.state = state
             self._changed.notify_all()
@@ -205,7 +220,7 @@ class Lent:
 
     def take_away(self) -> None:
         """From any thread: the job is to use it no more. A commit that is under way goes on."""
-        with self._changed:
+        with self._lock:
             self._limit_s = 0
             self._changed.notify_all()
 
@@ -214,7 +229,7 @@ class Lent:
     def lend(self, connection: apsw.Connection) -> Callable[[Transaction], None]:
         """Let the job use ``connection`` until it says what to write with it. Undone if nothing is to be."""
         began = time.monotonic()
-        with self._changed:
+        with self._lock:
             if self.state != "undone":
                 self._connection, self.state = connection, "open"
                 self._changed.notify_all()
@@ -226,10 +241,10 @@ class Lent:
             over = self.state in ("open", "left")
             if over:
                 self.state = "undone"
-        if over:
-            connection.interrupt()
-        with self._using:  # the statement under way has ended, and no other follows
-            self._connection = None
+        while not self._using.acquire(timeout=INTERRUPT_EVERY_S if over else -1):
+            connection.interrupt()  # again: between two rows of an executemany it is not heard
+        self._connection = None  # the statement under way has ended, and no other follows
+        self._using.release()
         if over:
             raise Undone(str(self._late()))
         if self._apply is None or not connection.in_transaction:
@@ -270,7 +285,7 @@ class Transactions:
         lent = self._lent = operation.argument
         if self._closed:
             lent.take_away()
-        version = connection.pragma("schema_version")
+        version, numbers = connection.pragma("schema_version"), self._numbers(connection)
         self._writer.lent_to = lent.thread_id
         try:
             apply = lent.lend(connection)
@@ -278,13 +293,18 @@ class Transactions:
             self._writer.lent_to = self._lent = None
         if connection.pragma("schema_version") != version:
             self._look_at_schema(connection)
+        if (
+            self._numbers(connection) != numbers
+        ):  # of sqlite_sequence, which a DROP of a job's own table changes as well
+            raise Undone("sqlite_sequence says how MiniFlow's own rows are numbered: a job does not change that")
         apply(tx)
 
-    def _authorize(self, action: int, first: str | None, second: str | None, _db: str | None, _by: str | None) -> int:
+    def _authorize(self, action: int, first: str | None, second: str | None, db: str | None, _by: str | None) -> int:
         lent = self._lent
         if lent is None or threading.get_ident() != lent.thread_id:
             return apsw.SQLITE_OK
-        refusal = self._refusal(action, first or "", second or "")
+        temporary = action in SCHEMA and "temp" in (db, first if action == apsw.SQLITE_ALTER_TABLE else None)
+        refusal = ANYTHING_ELSE if temporary else self._refusal(action, first or "", second or "")
         lent.denied = refusal or lent.denied
         return apsw.SQLITE_OK if refusal is None else apsw.SQLITE_DENY
 
@@ -297,15 +317,20 @@ class Transactions:
         if action in SCHEMA:
             return self._of_ours(second if SCHEMA[action] else first, "change")
         if action == apsw.SQLITE_PRAGMA:
-            return None if first.lower() in PRAGMAS else f"PRAGMA {first} is not for a job's transaction"
+            asked = first.lower() in PRAGMAS or (first.lower() in PRAGMAS_ASKED and not second)
+            return None if asked else f"PRAGMA {first} is not for a job's transaction"
         if action in (apsw.SQLITE_TRANSACTION, apsw.SQLITE_SAVEPOINT):
             return "the transaction is committed with the end of the job; no BEGIN, COMMIT, ROLLBACK or SAVEPOINT of its own"
-        return "a job's transaction reads, and writes to its own tables; anything else is not for it"
+        return ANYTHING_ELSE
 
     def _of_ours(self, table: str, verb: str) -> str | None:
         if table.lower() not in self._own:
             return None
         return f"{table} is MiniFlow's own: a job may read it, and not {verb} it; give your tables names of their own"
+
+    def _numbers(self, connection: apsw.Connection) -> list[tuple[Any, ...]]:
+        """The numbers that MiniFlow's tables have given last."""
+        return [row for row in connection.execute("SELECT name, seq FROM sqlite_sequence") if row[0] in self._own]
 
     def _look_at_schema(self, connection: apsw.Connection) -> None:
         """A foreign key to a table of MiniFlow's would decide what MiniFlow may delete."""
@@ -319,6 +344,11 @@ class Transactions:
                 )
 
 
+def _values(parameters: Sequence[Any] | dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
+    """A copy of the builtin kind: no code of the job's runs while a statement does, which the writer may have to wait for."""
+    return dict(parameters) if isinstance(parameters, dict) else tuple(parameters)
+
+
 def _run(connection: apsw.Connection, execute: Callable[[apsw.Cursor], Iterable[Any]]) -> Rows:
     cursor = connection.cursor()
     try:
@@ -328,7 +358,7 @@ def _run(connection: apsw.Connection, execute: Callable[[apsw.Cursor], Iterable[
 
 
 def own_tables() -> frozenset[str]:
-    """The names of MiniFlow's tables and views, in lower case, and of SQLite's where a job has no business."""
+    """The names of MiniFlow's tables and views, in lower case."""
     text = "\n".join(migrations.scripts())
     names = re.findall(r"^CREATE (?:TABLE|VIEW|VIRTUAL TABLE) (\w+)", text, re.MULTILINE)
     return frozenset(name.lower() for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -230,10 +231,115 @@ def test_others_wait_and_are_served_when_it_ends(engines: Engines) -> None:
         ("CREATE TABLE mine (job INTEGER REFERENCES jobs (seq))", "mine has a foreign key to jobs"),
         ("SELECT * FROM balances; SELECT 1; COMMIT", "no BEGIN, COMMIT, ROLLBACK or SAVEPOINT"),
         ("INSERT INTO nowhere VALUES (1)", "no such table: nowhere"),
+        ("INSERT INTO sqlite_sequence VALUES ('logs', 9223372036854775807)", "sqlite_sequence says how MiniFlow's own"),
+        ("ANALYZE balances", "anything else is not for it"),
+        ("PRAGMA page_size = 512", "PRAGMA page_size is not for a job's transaction"),
+        (
+            "CREATE VIRTUAL TABLE words USING fts5 (a); CREATE VIRTUAL TABLE temp.v USING fts5vocab (main, words, row)",
+            "anything else is not for it",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_refused_and_undoes_all(engines: Engines, sql: str, words: str) -> None:
     assert words in refused(engines, lambda db: db.execute(sql))
+
+
+def test_the_virtual_tables_of_sqlite_and_rows_that_it_numbers_are_for_a_jobs_own_tables_too(engines: Engines) -> None:
+    def body() -> Any:
+        with current_job().transaction() as db:
+            db.execute(
+                "CREATE TABLE numbered (id INTEGER PRIMARY KEY AUTOINCREMENT); INSERT INTO numbered DEFAULT VALUES"
+            )
+            db.execute("ALTER TABLE numbered RENAME TO renamed; DROP TABLE renamed")
+            db.execute("CREATE VIRTUAL TABLE words USING fts5 (text)")
+            db.execute("INSERT INTO words VALUES ('one'), ('two')")
+            return db.execute("SELECT text FROM words WHERE words MATCH 'two'")
+
+    engine = engines([body])
+    assert ended(engine, engines, "body", max_retries=0).result == '[["two"]]'
+
+
+def test_rows_may_be_made_by_means_of_the_transaction_that_they_are_for(engines: Engines) -> None:
+    def body() -> None:
+        with current_job().transaction() as db:
+            db.execute(MINE)
+            db.executemany(
+                "INSERT INTO balances VALUES (?, ?)", ((name, db.execute("SELECT 7").fetchone()[0]) for name in "ab")
+            )
+
+    engine = engines([body])
+    assert ended(engine, engines, "body", max_retries=0).state == State.COMPLETED
+    assert balances(engines.path) == {"a": 7, "b": 7}
+
+
+def test_rows_that_are_slow_in_the_making_do_not_keep_the_writer(engines: Engines) -> None:
+    gate = engines.gate()
+
+    def body() -> None:
+        def rows() -> Iterator[tuple[str, int]]:
+            gate.pass_through()
+            yield ("slow", 1)
+
+        with current_job().transaction() as db:
+            db.execute(MINE)
+            db.executemany("INSERT INTO balances VALUES (?, ?)", rows())
+
+    engine = engines([body, add], transaction_limit=0.1)
+    slow = submit(engine, "body", max_retries=0)
+    gate.wait_for_arrival()
+    ended(engine, engines, "add", {"name": "a", "cents": 1})
+    gate.open()
+    assert wait_for_state(engines.path, slow).state == State.DEAD_LETTER
+    assert balances(engines.path) == {"a": 1}
+
+
+def test_one_whose_commit_is_refused_fails_the_job(engines: Engines) -> None:
+    def body(db: Any) -> None:
+        db.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+        db.execute("CREATE TABLE children (parent REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)")
+        db.execute("INSERT INTO children VALUES (1)")
+
+    assert "FOREIGN KEY constraint failed" in refused(engines, body)
+
+
+def test_one_that_was_made_and_not_entered_is_none(engines: Engines) -> None:
+    def body() -> str:
+        current_job().transaction()
+        return "done"
+
+    engine = engines([body])
+    assert ended(engine, engines, "body", max_retries=0).result == '"done"'
+
+
+def test_a_job_that_does_not_leave_its_block_fails_at_once(engines: Engines) -> None:
+    left: list[Any] = []
+
+    def body() -> None:
+        left.append(current_job().transaction())
+        left[0].__enter__().execute(MINE)
+
+    engine = engines([body], transaction_limit=60)
+    failed = ended(engine, engines, "body", max_retries=0)
+    assert "ended inside of the block" in str(failed.last_error)
+
+
+@pytest.mark.parametrize("lines", [3_000, 9_000])
+def test_what_is_printed_in_it_does_not_wait_for_the_writer(engines: Engines, lines: int) -> None:
+    """Neither the end of a job with a long log nor, in a retry, the look at what the log has already."""
+
+    def body() -> None:
+        with current_job().transaction() as db:
+            db.execute(MINE)
+            for n in range(lines):
+                print("a line of some length", n)
+        if current_job().attempt == 1:
+            raise ValueError
+
+    engine = engines([body], transaction_limit=10)
+    began = time.monotonic()
+    job = ended(engine, engines, "body", max_retries=1, retry=[0])
+    assert (job.state, job.attempt) == (State.COMPLETED, 2)
+    assert time.monotonic() - began < 5
 
 
 def test_rows_that_raise_while_they_are_made_undo_all(engines: Engines) -> None:
@@ -276,7 +382,7 @@ def test_what_would_wait_for_the_writer_is_refused_in_the_block(engines: Engines
 
     engine = engines([attempted])
     failed = ended(engine, engines, "attempted", max_retries=0)
-    assert "do this before it, or after its block" in str(failed.last_error)
+    assert "do this before it" in str(failed.last_error)
 
 
 def test_db_is_of_use_in_its_block_and_its_thread_only(engines: Engines) -> None:
