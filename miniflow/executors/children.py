@@ -23,13 +23,12 @@ from miniflow.executors import child as child_program
 from miniflow.executors import tree, turns
 from miniflow.executors.inbox import inbox
 from miniflow.executors.messages import Frames, FromChild, Hello, frame
+from miniflow.executors.outbox import Outbox
 from miniflow.executors.output import Output
 from miniflow.executors.tree import Tree
 from miniflow.executors.turns import Turns
 from miniflow.executors.warden import Warden
 
-SEND_BYTES_MAX = 32_768
-"""A larger message is sent by a thread of its own: the child may not be reading yet, and a stop must not wait for it."""
 WEIGH_EVERY_MS = 1_000  # between two looks at the size of a child
 
 
@@ -79,11 +78,15 @@ class Child:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        self._stdin = process.stdin
+        self._outbox = Outbox(process.stdin)
         pipes = {"messages": process.stdout.fileno(), "output": process.stderr.fileno()}
-        exits = self.tree.watch(self.wake)
-        self._exit_fd = exits
-        self.inbox = inbox(pipes if exits is None else {**pipes, "exit": exits})
+        self._exit_fd = exits = self.tree.watch(self.wake)
+        try:
+            self.inbox = inbox(pipes if exits is None else {**pipes, "exit": exits})
+        except BaseException:  # no descriptors are left, say: the process that there is would be nobody's
+            self.tree.end()
+            self._close_pipes()
+            raise
         self.frames = Frames(FromChild)
         self.backlog: deque[Any] = deque()  # messages that have come and were not heard yet
         self.output = Output("INFO")
@@ -114,23 +117,16 @@ class Child:
 
     def send(self, *messages: Any) -> None:
         """All in one piece. One that has died hears nothing: its end is noticed elsewhere."""
-        data = b"".join([frame(message) for message in messages])
-        if len(data) <= SEND_BYTES_MAX:
-            self._write(data)
-        else:
-            threading.Thread(target=self._write, args=(data,), name="miniflow-send", daemon=True).start()
-
-    def _write(self, data: bytes) -> None:
-        try:
-            while data:
-                data = data[self._stdin.write(data) :]
-        except (OSError, ValueError):  # it has died, or was closed
-            pass
+        self._outbox.send(b"".join([frame(message) for message in messages]))
 
     def end(self) -> int:
         """End it and all that it has started; how many processes that were beside it."""
         left = self.tree.end()
         self.inbox.close()
+        self._close_pipes()
+        return left
+
+    def _close_pipes(self) -> None:
         process = self.tree.process
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
@@ -138,7 +134,6 @@ class Child:
         if self._exit_fd is not None:
             os.close(self._exit_fd)
         self._close_turns()
-        return left
 
     def _close_turns(self) -> None:
         if self.turns is not None:

@@ -37,7 +37,7 @@ SHORT_US = 1_000
 """A task whose last job took no longer has short ones."""
 AHEAD_PATIENCE_MS = 10
 """For so long a job that was short the last time keeps those behind it waiting."""
-AHEAD_PAYLOAD_MAX = 1_024
+AHEAD_CHARS_MAX = 1_024
 
 
 class Job(Protocol):
@@ -165,7 +165,8 @@ class ProcessExecutor:
         return [_run_message(row, job, row.timeout_ms, ahead=True) for row in rows]
 
     def _may_go_ahead(self, claimed: Claimed) -> bool:
-        return claimed.task in self._short and len(claimed.payload) <= AHEAD_PAYLOAD_MAX and self._plain(claimed)
+        size = len(claimed.payload) + len(claimed.tags or "") + len(claimed.meta or "")
+        return claimed.task in self._short and size <= AHEAD_CHARS_MAX and self._plain(claimed)
 
     def _has_ended(self, loan: Loan | None) -> bool:
         """Whether the child has begun another job, so that the one before is over."""
