@@ -52,6 +52,17 @@ def short(n: int, kind: str, journal: str) -> int:
         subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     elif kind == "submits":
         short.submit(n=-n, kind="plain", journal=journal)
+    elif kind == "lingers":
+        job = current_job()
+
+        def talk(until=time.monotonic() + 0.2) -> None:
+            while time.monotonic() < until:
+                job.progress(1, 2, f"{n} " * 1_000)
+
+        for _ in range(2):
+            threading.Thread(target=talk, daemon=True).start()
+        time.sleep(0.01)
+        os.write(1, f"raw {n}\\n".encode() * 1_000)
     elif kind == "argues":
         current_job().progress(1, 2, f"half of {n}")
     return n

@@ -231,7 +231,13 @@ class Child:
 
     def _context(self, run: Run) -> JobContext:
         def write_progress(done: float, total: float | None, message: str | None) -> None:
-            self.send(Progress(done, total, outcome.middle_out(str(message), PROGRESS_CHARS_MAX) if message else None))
+            say(Progress(done, total, outcome.middle_out(str(message), PROGRESS_CHARS_MAX) if message else None))
+
+        def say(message: Progress | Said) -> None:
+            if (
+                self.run is run
+            ):  # or else it is a thread that the job has left behind, and another job would be told of it
+                self.send(message)
 
         return JobContext(
             job_id=run.id,
@@ -243,7 +249,7 @@ class Child:
             request_id=run.request_id or run.id,
             meta=outcome.decode_json(run.meta) if run.meta else None,
             tags=tuple(outcome.decode_json(run.tags)) if run.tags else (),
-            write_log=lambda level, message: self.send(Said(level, outcome.middle_out(message, PROGRESS_CHARS_MAX))),
+            write_log=lambda level, message: say(Said(level, outcome.middle_out(message, PROGRESS_CHARS_MAX))),
             write_progress=write_progress,
             beat=self._beat,
             pending_interrupt=lambda: self._pending,

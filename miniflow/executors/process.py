@@ -256,9 +256,15 @@ class ProcessExecutor:
 
     def _read_rest(self, child: Child) -> None:
         """What the job has written before its answer is in the pipe by now."""
-        while rest := [data for name, data in child.inbox.wait(0) if name == "output" and data]:
-            for data in rest:
-                child.output.feed(data)
+        while True:
+            events = child.inbox.wait(0)
+            for name, data in events:
+                if name == "messages":  # of a thread that the job has left behind
+                    child.backlog.extend(child.frames.feed(data))
+                elif name == "output":
+                    child.output.feed(data)
+            if not any(name == "output" and data for name, data in events):
+                return
 
     def _hear(self, job: Job, child: Child, message: Any) -> None:
         if isinstance(message, Said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from miniflow.executors import turns
 from miniflow.states import State
 from tests import handed
 from tests.engines import rows, wait_for_ends, wait_for_state
-from tests.invariants import check_invariants
+from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not turns.POSSIBLE, reason="nothing is handed ahead here")
@@ -62,6 +63,17 @@ def test_short_ones_are_handed_ahead_and_begin_once(
     assert len(set(lent) & set(ids)) > 100
     assert len(handed.journal(folder)) == before + 300
     assert {found.attempt for found in rows(made.database.path) if found.id in set(ids)} == {1}
+
+
+def test_threads_that_a_job_leaves_behind_say_nothing_in_the_jobs_after_it(engine: tuple[Engine, Path]) -> None:
+    made, folder = engine
+    ids = handed.put(made, folder, ["lingers"] * 30 + ["argues"] * 10, first=5_000)
+    ends = [wait_for_state(made.database.path, job_id, timeout_s=20) for job_id in ids]
+    assert {(end.state, end.last_error) for end in ends} == {(State.COMPLETED, None)}
+    with closing(read(made.database.path)) as connection:
+        sql = "SELECT payload ->> '$.n', progress ->> '$.message' FROM jobs WHERE payload ->> '$.n' >= 5000"
+        for n, message in connection.execute(sql):
+            assert message is None or set(message.split()) <= {str(n), "half", "of", "…"}, f"{n}: {message[:80]}"
 
 
 def test_each_has_its_own_result_log_and_end(tmp_path: Path) -> None:
