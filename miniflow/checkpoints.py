@@ -319,15 +319,20 @@ class Checkpoints:
         tx.run(sql.WAKE_AS_NEW, text)
 
     def _retry_children(self, tx: Transaction, number: int, children: list[tuple[int, str, str]]) -> None:
-        """The run waits for these again; for one that has ended well since, it has waited already."""
+        """The run waits for these again; for one that has ended well since, it has waited already. In place of one that has
+        undone what it did, and cannot run on, another is spawned."""
         numbers: set[int] = set()
+        gone: list[int] = []
         for one, child, state in children:
             if state in ("failed", "cancelled"):
                 try:
                     self._jobs.workflows.retry(child)(tx)
-                except TransitionRefused:  # it has undone what it did: another one is spawned
+                except TransitionRefused:
+                    gone.append(one)
                     continue
             numbers.add(one)
+        if gone:
+            tx.run(sql.FORGET_CHILDREN, number, json_text(gone))
         if not numbers:
             return
         tx.run(sql.WAIT_FOR_AGAIN, number, json_text(sorted(numbers)))
@@ -348,9 +353,9 @@ class Checkpoints:
         return after
 
     def revive(self, tx: Transaction, number: int, seqs: list[int]) -> None:
-        """A run that was cancelled runs again, and with it those that were cancelled because of it."""
-        children = [(one, child, "cancelled") for one, child in tx.run(sql.CANCELLED_CHILDREN, number)]
-        self._retry_children(tx, number, children)
+        """A run that has ended runs again, and with it those of which it has not seen that they did not end well: those that were
+        cancelled because of it, above all."""
+        self._retry_children(tx, number, tx.run(sql.UNSEEN_CHILDREN, number))
         tx.run(sql.DUE_AT_ONCE, json_text(seqs))
 
     def rerun(self, new: NewWorkflow, before: int, grp: int) -> Callable[[Transaction], None]:

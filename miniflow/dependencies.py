@@ -225,7 +225,8 @@ class Dependencies:
         self.waited_for.update(seq for (seq,) in tx.run(sql.OPEN_PARENTS_OF, json_text(seqs)))
 
     def revive(self, tx: Transaction, seq: int, job_id: str, queue: str) -> None:
-        """A row that was cancelled because of a parent waits again. TransitionRefused where that is of no use, or not so."""
+        """A row that was cancelled because of a parent waits again, and what waits still waits for it again. TransitionRefused
+        where that is of no use, or not so."""
         parents = tx.run(sql.PARENTS_OF, seq)
         remedy = "submit it again"
         for kind, parent, state, _ in parents:
@@ -239,10 +240,13 @@ class Dependencies:
         else:
             if parents and tx.change(sql.REVIVE_IF_NEVER_BEGUN, seq, tx.now_ms, tx.number):
                 remedy = ""
+            elif tx.run(sql.IS_SKIPPED, seq):
+                remedy = "its condition does not hold, so the step was skipped"
         if remedy:
             raise TransitionRefused(job_id, "retry", State.CANCELLED, remedy)
         tx.count(State.CANCELLED, queue, -1)
         tx.count(State.PENDING, queue)
+        self.replayed(tx, [seq])
         tx.run(sql.REOPEN_EDGES_OF_CHILD, seq)
         self.waited_for.update(parent for *_, parent in parents)
         self.ended(tx, [parent for _, _, state, parent in parents if state in TERMINAL])

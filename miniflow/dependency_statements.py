@@ -98,10 +98,12 @@ PARENTS_OF = """
 SELECT e.kind, p.id, p.state, p.seq FROM edges e LEFT JOIN jobs p ON p.seq = e.parent WHERE e.child = ?1 ORDER BY e.idx
 """
 
-# Cancelled because of a parent, not by a person: it waits again.
+IS_SKIPPED = "SELECT 1 FROM steps WHERE job = ?1 AND skipped"
+# Cancelled because of a parent, not by a person, nor skipped, which is as good as completed: it waits again.
 REVIVE_IF_NEVER_BEGUN = """
 UPDATE jobs NOT INDEXED SET state = 'pending', updated_at = ?2, changed = ?3, completed_at = NULL, last_error = NULL
 WHERE seq = ?1 AND state = 'cancelled' AND attempt = 0 AND cancel_requested_at IS NULL
+  AND NOT EXISTS (SELECT 1 FROM steps WHERE job = jobs.seq AND skipped)
 """
 REOPEN_EDGES_OF_CHILD = "UPDATE edges SET done = 0 WHERE child = ?1"
 # Parents (?1, JSON array) that are to run again: those that still wait for something wait for them again.

@@ -133,11 +133,13 @@ OPEN_CHILDREN = """
 SELECT json_group_array(w.number) FROM json_each(?1) x CROSS JOIN checkpoints c ON c.workflow = x.value AND c.child IS NOT NULL
 CROSS JOIN workflows w ON w.number = c.child AND w.state = 'running'
 """
-# The children that were cancelled because the run was: [number, id]
-CANCELLED_CHILDREN = """
-SELECT w.number, w.id FROM workflows p CROSS JOIN checkpoints c ON c.workflow = p.number AND c.child IS NOT NULL
-CROSS JOIN workflows w ON w.number = c.child AND w.state = 'cancelled' AND w.completed_at >= p.completed_at
-WHERE p.number = ?1
+# The children of which the run has not seen that they did not end well: it had ended itself, or slept and has begun nothing since.
+# What they are now: [number, id, state]
+UNSEEN_CHILDREN = """
+SELECT w.number, w.id, w.state FROM workflows p CROSS JOIN checkpoints c ON c.workflow = p.number AND c.child IS NOT NULL
+CROSS JOIN workflows w ON w.number = c.child
+WHERE p.number = ?1 AND c.state = 'failed' AND (c.ended_at >= p.completed_at OR (c.awaited AND NOT EXISTS (
+  SELECT 1 FROM checkpoints l WHERE l.workflow = p.number AND l.started_at >= c.ended_at)))
 """
 
 # -------------------------------------------------------------------------------------------------------- running again
@@ -161,6 +163,10 @@ CROSS JOIN checkpoints c ON c.workflow = ?1 AND c.idx = x.value AND c.state = 'f
 WAIT_FOR_AGAIN = """
 UPDATE checkpoints SET state = 'waiting', ended_at = NULL, error_type = NULL, error = NULL
 WHERE workflow = ?1 AND state = 'failed' AND child IN (SELECT value FROM json_each(?2))
+"""
+# Runs that were spawned (?2, JSON array of numbers) cannot run on: others are spawned in their place.
+FORGET_CHILDREN = """
+DELETE FROM checkpoints WHERE workflow = ?1 AND state = 'failed' AND child IN (SELECT value FROM json_each(?2))
 """
 # The failures (?2, JSON array), and all that the function asked for after them.
 FORGET_FAILURES = """

@@ -110,10 +110,12 @@ UPDATE workflows SET cancel_requested_at = ?2, paused_at = NULL, updated_at = ?2
 PAUSE = """
 UPDATE workflows SET paused_at = ?2, updated_at = ?2, changed = ?3
 WHERE number IN (SELECT value FROM json_each(?1)) AND state = 'running' AND paused_at IS NULL
+RETURNING number
 """
+# Also those that have ended meanwhile: a retry is not to find them paused.
 RESUME = """
 UPDATE workflows SET paused_at = NULL, updated_at = ?2, changed = ?3
-WHERE number IN (SELECT value FROM json_each(?1)) AND state = 'running' AND paused_at IS NOT NULL
+WHERE number IN (SELECT value FROM json_each(?1)) AND paused_at IS NOT NULL
 """
 DELETE_WORKFLOWS = "DELETE FROM workflows WHERE number IN (SELECT value FROM json_each(?1))"
 ALL_STEPS = "SELECT json_group_array(job) FROM steps WHERE workflow IN (SELECT value FROM json_each(?1))"
@@ -129,7 +131,8 @@ WORKFLOWS_OF = """
 SELECT DISTINCT w.number, w.state, w.undo, w.parent FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value CROSS JOIN workflows w ON w.number = s.workflow
 """
 RECOUNT = """
-UPDATE workflows SET state = 'running', completed_at = NULL, error = iif(undoing_at IS NULL, NULL, cause), cancel_requested_at = NULL,
+UPDATE workflows SET state = 'running', completed_at = NULL, error = iif(undoing_at IS NULL, NULL, cause),
+  cancel_requested_at = iif(undoing_at IS NULL, NULL, cancel_requested_at),
   updated_at = ?2, changed = ?3,
   deadline_at = CASE WHEN state = 'running' THEN deadline_at WHEN undoing_at IS NULL THEN ?2 + timeout_ms END,
   open = (SELECT count(*) FROM steps s CROSS JOIN jobs j ON j.seq = s.job

@@ -299,15 +299,18 @@ class Workflows:
             self.subworkflows.check_alone(tx, number, workflow_id, state)
             if undoing_at is not None:
                 self.compensation.forget(tx, number, workflow_id, state)
-            self._retry(tx, number)
+            # Some of it may end at once, so what waits is told when all of it runs again.
+            self._jobs.dependencies.wait_again(tx, self._retry(tx, number))
             return RUNNING
 
         return verb
 
-    def _retry(self, tx: Transaction, number: int) -> None:
+    def _retry(self, tx: Transaction, number: int) -> list[int]:
+        """Answers the rows that are to wait again."""
+        waiting: list[int] = []
         if self.subworkflows.wanted:
             for child in self.subworkflows.to_retry(tx, number):  # with them the steps that they are wait again
-                self._retry(tx, child)
+                waiting += self._retry(tx, child)
         rows = tx.run(sql.FAILED_STEPS, number)
         self._jobs.checkpoints.revive(tx, number, [seq for seq, *_ in rows])
         lost = [(seq, queue) for seq, of, queue in rows if of == State.CANCELLED]
@@ -319,7 +322,7 @@ class Workflows:
         self._jobs.dependencies.replayed(tx, [seq for seq, _ in lost])
         self._jobs.replay(tx, [seq for seq, of, _ in rows if of == State.DEAD_LETTER])
         self.recount(tx, [seq for seq, *_ in rows])
-        self._jobs.dependencies.wait_again(tx, [seq for seq, _ in lost])
+        return waiting + [seq for seq, _ in lost]
 
     def pause(self, workflow_id: str) -> Callable[[Transaction], None]:
         """No further step becomes ready, nor one of a workflow that is a step of it; what is queued or runs goes on."""
@@ -329,8 +332,8 @@ class Workflows:
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
             numbers = [one for one, _ in self.subworkflows.whole(tx, number)]
-            tx.run(sql.PAUSE, json_text(numbers), tx.now_ms, tx.number)
-            tx.on_commit(lambda: self._jobs.checkpoints.paused.update(numbers))
+            paused = [one for (one,) in tx.run(sql.PAUSE, json_text(numbers), tx.now_ms, tx.number)]
+            tx.on_commit(lambda: self._jobs.checkpoints.paused.update(paused))
 
         return verb
 
@@ -359,7 +362,8 @@ class Workflows:
                 raise TransitionRefused(workflow_id, "delete", state, "cancel it first", kind="workflow")
             self.subworkflows.check_delete(tx, number, workflow_id, state)
             whole = self.subworkflows.whole(tx, number)
-            numbers = json_text([one for one, _ in whole])
+            gone = [one for one, _ in whole]
+            numbers = json_text(gone)
             seqs = tx.run(sql.ALL_STEPS, numbers)[0][0]
             counted = tx.run(job_sql.COUNT_ENDED, seqs)
             if sum(n for *_, n in counted) < len(_decode_seqs(seqs)):
@@ -368,6 +372,7 @@ class Workflows:
                 tx.count(of, queue, -n)
             tx.change(job_sql.DELETE_IF_ENDED, seqs)
             tx.run(sql.DELETE_WORKFLOWS, numbers)
+            tx.on_commit(lambda: self._jobs.checkpoints.paused.difference_update(gone))
             for _, of in whole:
                 tx.count(WORKFLOWS, of, -1)
 

@@ -204,6 +204,26 @@ def test_a_compensation_that_is_cancelled_is_passed_over_and_said(engines: Engin
     engines.stop(engine)
 
 
+def test_a_compensation_that_is_retried_leaves_said_that_somebody_cancelled_the_workflow(
+    engines: Engines, shop: Shop
+) -> None:
+    shop.broken.add("undo")
+    engine = engines(shop.tasks, queues="default")
+    workflow = start(engine, [step("hotel", compensate=UNDO), step("later", queue="nobody")])
+    wait_until(lambda: state(engines.path, workflow)[1] == 1, what="the first step")
+    act(engine, "cancel", workflow)
+    assert ended(engines.path, workflow)[0] == "failed"
+    shop.broken.remove("undo")
+    with closing(read(engines.path)) as connection:
+        ((job,),) = connection.execute("SELECT id FROM jobs WHERE task = 'undo'")
+    verb(engine, engine.jobs.retry(job))
+    wait_until(lambda: state(engines.path, workflow)[0], until="cancelled".__eq__)
+    with closing(read(engines.path)) as connection:
+        ((asked,),) = connection.execute("SELECT cancel_requested_at IS NOT NULL FROM workflows")
+    assert asked
+    engines.stop(engine)
+
+
 def test_what_cannot_be_made_then_is_said(engines: Engines, shop: Shop) -> None:
     engine = engines(shop.tasks)
     wrong = {"task": "undo", "payload": {"was": "${output.seat}"}}

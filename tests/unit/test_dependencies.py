@@ -333,6 +333,33 @@ def test_a_child_that_waits_still_waits_again_for_a_parent_that_is_replayed(engi
     engines.stop(engine)
 
 
+def test_a_child_that_waits_still_waits_for_a_parent_that_was_cancelled_and_waits_again(engines: Engines) -> None:
+    gates = [engines.gate(), engines.gate()]
+    broken = [True]
+
+    def flaky() -> None:
+        if broken[0]:
+            raise ValueError("no")
+        gates[0].pass_through()
+
+    engine = engines([add, flaky, Held(gates[1]).held])
+    first, slow = submit(engine, "flaky", max_retries=0), submit(engine, "held")
+    second = after(engine, first)
+    child = after(engine, second, slow, on_dependency_failure="run")
+    wait_for_state(engines.path, second, State.CANCELLED)
+    broken[0] = False
+    retry(engine, first)
+    retry(engine, second)
+    gates[1].open()
+    wait_for_state(engines.path, slow, State.COMPLETED)
+    settle(engine)
+    assert [row(engines.path, one).state for one in (second, child)] == [State.PENDING, State.PENDING]
+    check_invariants(engines.path, replayed=True)
+    gates[0].open()
+    assert wait_for_state(engines.path, child).state == State.COMPLETED
+    engines.stop(engine)
+
+
 def test_what_a_person_cancelled_is_not_revived(engines: Engines) -> None:
     engine = engines([add], workers=0)
     child = after(engine, submit(engine, "add"))

@@ -44,8 +44,8 @@ def known(*given: Any, **options: Any) -> Registry:
     return found
 
 
-def child_of(engine: Engine, workflow: str, n: int = 1) -> str:
-    """The id of the newest of the workflows, of which there are ``n``, that are steps of it."""
+def child_of(engine: Engine, workflow: str, n: int = 1, place: int = 0) -> str:
+    """The id of the newest of the workflows, of which there are ``n``, that are steps of it, or of that ``place`` before it."""
     sql = (
         "SELECT c.id FROM workflows w JOIN steps s ON s.workflow = w.number JOIN workflows c ON c.parent = s.job "
         "WHERE w.id = ? ORDER BY c.number DESC"
@@ -53,7 +53,7 @@ def child_of(engine: Engine, workflow: str, n: int = 1) -> str:
     found = wait_until(
         lambda: engine.writer.call("verb", lambda tx: tx.run(sql, workflow)), 5, "its step", until=lambda x: len(x) == n
     )
-    return str(found[0][0])
+    return str(found[place][0])
 
 
 def test_a_step_can_be_a_durable_function_and_its_output_is_what_that_returns(engines: Engines) -> None:
@@ -141,6 +141,26 @@ def test_a_function_that_fails_fails_its_step_and_a_retry_goes_on_at_what_failed
     engines.stop(engine)
 
 
+def test_a_pause_is_of_what_runs_and_a_function_that_had_ended_runs_when_it_is_retried(engines: Engines) -> None:
+    engine = engines(known(add, paid))
+    pay = {"name": "pay", "workflow": "paid", "input": {"cents": 5}, "needs": []}
+    other = {"name": "other", "workflow": "paid", "input": {"cents": 6}, "needs": []}
+    flow = start(engine, [pay, other])
+    first, second = [child_of(engine, flow, 2, n) for n in (0, 1)]
+    for one in (first, second):
+        asleep(engines.path, one)
+    act(engine, "cancel", first)
+    act(engine, "pause", flow)
+    act(engine, "cancel", flow)
+    assert ended(engines.path, flow)[0] == "cancelled"
+    act(engine, "retry", flow)
+    for one in (first, second):
+        asleep(engines.path, one)
+        send(engine, one, "paid", "cash")
+    assert ended(engines.path, flow)[0] == "completed"
+    engines.stop(engine)
+
+
 def test_a_function_is_run_for_each_item_of_a_list(engines: Engines) -> None:
     def twice(ctx: WorkflowContext, n: int) -> int:
         return 2 * ctx.step(int, n)
@@ -155,6 +175,15 @@ def test_a_function_is_run_for_each_item_of_a_list(engines: Engines) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- a function spawns steps
+
+
+def spawned_by(engine: Engine, run: str) -> str:
+    """The id of the workflow that it has spawned."""
+    sql = (
+        "SELECT c.id FROM workflows w JOIN checkpoints p ON p.workflow = w.number JOIN workflows c ON c.number = p.child "
+        "WHERE w.id = ?"
+    )
+    return str(engine.writer.call("verb", lambda tx: tx.run(sql, run))[0][0])
 
 
 def keep(engine: Engine, name: str, steps: list[dict[str, Any]], **fields: Any) -> None:
@@ -221,6 +250,33 @@ def test_a_retry_retries_the_steps_that_were_spawned_or_spawns_them_anew_where_t
         assert output(engines.path, run) == "whole"
         assert calls == after
         calls.clear()
+    engines.stop(engine)
+
+
+def test_a_retry_of_what_was_cancelled_spawns_anew_what_has_undone_what_it_did(engines: Engines) -> None:
+    def parent(ctx: WorkflowContext) -> Any:
+        spawned = ctx.spawn("undone")
+        ctx.step(int, 1)
+        return spawned.result()
+
+    engine = engines(known(add, paid, parent))
+    first = {"name": "first", "task": "add", "payload": {"a": 1}, "compensate": {"task": "add", "payload": {"a": 1}}}
+    pay = {"name": "pay", "workflow": "paid", "input": {"cents": 5}}
+    keep(engine, "undone", [first, pay], output="${steps.pay.by}")
+    run = begin(engine, "parent")
+    asleep(engines.path, run)
+    inner = spawned_by(engine, run)
+    asleep(engines.path, child_of(engine, inner))
+    act(engine, "cancel", run)
+    assert ended(engines.path, inner)[0] == "cancelled"
+    act(engine, "retry", run)
+    asleep(engines.path, run)
+    anew = spawned_by(engine, run)
+    assert anew != inner
+    last = child_of(engine, anew)
+    asleep(engines.path, last)
+    send(engine, last, "paid", "cash")
+    assert output(engines.path, run) == "cash"
     engines.stop(engine)
 
 

@@ -385,6 +385,64 @@ def test_a_cancel_takes_spawned_runs_along_at_any_depth_and_a_retry_brings_them_
     engines.stop(engine)
 
 
+@pytest.mark.parametrize("since", ["nothing", "completed", "goes on"])
+def test_a_retry_of_what_was_cancelled_takes_a_spawned_run_as_it_is_by_then(engines: Engines, since: str) -> None:
+    def leaf(ctx: WorkflowContext) -> Any:
+        return ctx.wait_event("go")
+
+    def top(ctx: WorkflowContext) -> Any:
+        run = ctx.spawn("leaf")
+        ctx.step(int, 1)
+        return run.result()
+
+    engine = engines(functions(top, leaf))
+    run = begin(engine, "top")
+    (inner,) = spawned(engines.path, run)
+    for one in (run, inner):
+        asleep(engines.path, one)
+    act(engine, "cancel", run)
+    if since != "nothing":
+        act(engine, "retry", inner)
+        asleep(engines.path, inner)
+    if since == "completed":
+        send(engine, inner, "go", "leaf's")
+        assert output(engines.path, inner) == "leaf's"
+    act(engine, "retry", run)
+    if since != "completed":
+        asleep(engines.path, run)
+        asleep(engines.path, inner)
+        send(engine, inner, "go", "leaf's")
+    assert output(engines.path, run) == "leaf's"
+    assert len(children(engines.path, run)) == 1
+    engines.stop(engine)
+
+
+def test_a_retry_of_what_was_cancelled_before_it_saw_a_failure_retries_what_failed(engines: Engines) -> None:
+    def leaf(ctx: WorkflowContext) -> Any:
+        return ctx.wait_event("go")
+
+    def top(ctx: WorkflowContext) -> Any:
+        run = ctx.spawn("leaf")
+        ctx.step(int, 1)
+        return run.result()
+
+    engine = engines(functions(top, leaf))
+    run = begin(engine, "top")
+    (inner,) = spawned(engines.path, run)
+    for one in (run, inner):
+        asleep(engines.path, one)
+    act(engine, "pause", run)
+    act(engine, "cancel", inner)
+    assert state(engines.path, run)[0] == "running"
+    act(engine, "cancel", run)
+    act(engine, "retry", run)
+    for one in (run, inner):
+        asleep(engines.path, one)
+    send(engine, inner, "go", "leaf's")
+    assert output(engines.path, run) == "leaf's"
+    engines.stop(engine)
+
+
 def test_a_spawned_run_that_nobody_waits_for_goes_on_when_its_parent_has_ended_well(engines: Engines) -> None:
     def leaf(ctx: WorkflowContext) -> Any:
         return ctx.wait_event("go")

@@ -465,6 +465,28 @@ def test_a_retry_of_items_of_which_some_run_on_and_some_begin_anew_waits_for_all
     engines.stop(engine)
 
 
+def test_a_retry_of_which_a_part_ends_at_once_is_not_over_before_the_rest_of_it_runs_again(engines: Engines) -> None:
+    gate = engines.gate()
+    engine = engines([echo, Held(gate).held])
+    keep(engine, "inner", step("a", "held"), output="${steps.a}")
+    keep(engine, "middle", sub("b", "inner"), output="${steps.b}")
+    undo = {"task": "echo", "payload": {"value": "${output}"}}
+    workflow = start(engine, [sub("c", "middle", compensate=undo), step("d", payload={"value": "${steps.c}"})])
+    gate.wait_for_arrival()
+    ((middle, _, _),) = children(engines.path, workflow)
+    ((inner, _, _),) = children(engines.path, middle)
+    act(engine, "pause", workflow)
+    gate.open()
+    assert ended(engines.path, inner)[0] == "completed"
+    act(engine, "cancel", middle)
+    act(engine, "resume", workflow)
+    assert ended(engines.path, workflow)[0] == "failed"
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow) == ("completed", 2, None)
+    assert steps(engines.path, workflow)["d"] == ("completed", "let go")
+    engines.stop(engine)
+
+
 def test_a_dead_job_inside_that_is_retried_lets_all_around_it_run_again(engines: Engines) -> None:
     fickle = Fickle()
     engine = engines([fickle.fickle, echo])
@@ -479,6 +501,21 @@ def test_a_dead_job_inside_that_is_retried_lets_all_around_it_run_again(engines:
     for one in (leaf, middle, workflow):
         assert ended(engines.path, one)[0] == "completed"
     assert counted(engine) == {"completed": 3}
+    engines.stop(engine)
+
+
+def test_a_step_that_was_skipped_is_over_and_cannot_run_again(engines: Engines) -> None:
+    engine = engines([echo])
+    keep(
+        engine, "leaf", step("a"), step("b", when="${input} > 1"), step("c", payload={"value": 3}), output="${steps.c}"
+    )
+    workflow = start(engine, [sub("x", "leaf", input=1), step("then", payload={"value": "${steps.x}"})])
+    assert ended(engines.path, workflow)[0] == "completed"
+    inner = children(engines.path, workflow)[0][0]
+    with pytest.raises(TransitionRefused, match="its condition does not hold, so the step was skipped"):
+        verb(engine, engine.jobs.retry(step_job(engines.path, inner, "b")))
+    assert [state(engines.path, one)[0] for one in (workflow, inner)] == ["completed", "completed"]
+    assert steps(engines.path, workflow)["then"] == ("completed", 3)
     engines.stop(engine)
 
 
