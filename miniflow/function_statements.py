@@ -128,18 +128,18 @@ UPDATE checkpoints SET output = r.value ->> 1, error = r.value ->> 2, error_type
 FROM json_each(?1) r
 WHERE checkpoints.child IN (SELECT value ->> 0 FROM json_each(?1)) AND checkpoints.child = r.value ->> 0
 """
-# Of runs that were cancelled (?1, JSON array of numbers), the children that have not ended.
+# Of runs that were cancelled (?1, JSON array of numbers), the children that have not ended; not those that are undoing what they did.
 OPEN_CHILDREN = """
 SELECT json_group_array(w.number) FROM json_each(?1) x CROSS JOIN checkpoints c ON c.workflow = x.value AND c.child IS NOT NULL
-CROSS JOIN workflows w ON w.number = c.child AND w.state = 'running'
+CROSS JOIN workflows w ON w.number = c.child AND w.state = 'running' AND w.undoing_at IS NULL
 """
-# The children of which the run has not seen that they did not end well: it had ended itself, or slept and has begun nothing since.
+# The children of which the run has not seen that they did not end well: it had ended itself, or has begun nothing since.
 # What they are now: [number, id, state]
 UNSEEN_CHILDREN = """
 SELECT w.number, w.id, w.state FROM workflows p CROSS JOIN checkpoints c ON c.workflow = p.number AND c.child IS NOT NULL
 CROSS JOIN workflows w ON w.number = c.child
-WHERE p.number = ?1 AND c.state = 'failed' AND (c.ended_at >= p.completed_at OR (c.awaited AND NOT EXISTS (
-  SELECT 1 FROM checkpoints l WHERE l.workflow = p.number AND l.started_at >= c.ended_at)))
+WHERE p.number = ?1 AND c.state = 'failed' AND (c.ended_at >= p.completed_at OR NOT EXISTS (
+  SELECT 1 FROM checkpoints l WHERE l.workflow = p.number AND l.started_at >= c.ended_at))
 """
 
 # -------------------------------------------------------------------------------------------------------- running again

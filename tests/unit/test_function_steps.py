@@ -280,6 +280,32 @@ def test_a_retry_of_what_was_cancelled_spawns_anew_what_has_undone_what_it_did(e
     engines.stop(engine)
 
 
+def test_a_cancel_leaves_alone_what_a_spawned_workflow_is_undoing(engines: Engines) -> None:
+    gate = engines.gate()
+
+    def undo() -> None:
+        gate.pass_through()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    def parent(ctx: WorkflowContext) -> Any:
+        return ctx.spawn("undone").result()
+
+    engine = engines(known(add, undo, fail, parent))
+    first = {"name": "first", "task": "add", "payload": {"a": 1}, "compensate": {"task": "undo"}}
+    second = {"name": "second", "task": "add", "payload": {"a": 1}, "compensate": {"task": "undo"}}
+    keep(engine, "undone", [first, second, {"name": "last", "task": "fail", "max_retries": 0}])
+    run = begin(engine, "parent")
+    gate.wait_for_arrival()
+    asleep(engines.path, run)
+    assert act(engine, "cancel", run) == "cancelled"
+    gate.open()
+    inner = spawned_by(engine, run)
+    assert ended(engines.path, inner) == ("failed", 2, "step last is dead_letter: ValueError: no")
+    engines.stop(engine)
+
+
 def test_functions_and_steps_that_start_each_other_without_end_are_stopped(engines: Engines) -> None:
     def round_and_round(ctx: WorkflowContext) -> Any:
         return ctx.spawn("circle").result()

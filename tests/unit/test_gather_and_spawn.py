@@ -417,13 +417,18 @@ def test_a_retry_of_what_was_cancelled_takes_a_spawned_run_as_it_is_by_then(engi
     engines.stop(engine)
 
 
-def test_a_retry_of_what_was_cancelled_before_it_saw_a_failure_retries_what_failed(engines: Engines) -> None:
+@pytest.mark.parametrize("waits", [True, False], ids=["while it waits", "before it waits"])
+def test_a_retry_of_what_was_cancelled_before_it_saw_a_failure_retries_what_failed(
+    engines: Engines, waits: bool
+) -> None:
     def leaf(ctx: WorkflowContext) -> Any:
         return ctx.wait_event("go")
 
     def top(ctx: WorkflowContext) -> Any:
         run = ctx.spawn("leaf")
         ctx.step(int, 1)
+        if not waits:
+            ctx.wait_event("first")
         return run.result()
 
     engine = engines(functions(top, leaf))
@@ -439,6 +444,8 @@ def test_a_retry_of_what_was_cancelled_before_it_saw_a_failure_retries_what_fail
     for one in (run, inner):
         asleep(engines.path, one)
     send(engine, inner, "go", "leaf's")
+    if not waits:
+        send(engine, run, "first")
     assert output(engines.path, run) == "leaf's"
     engines.stop(engine)
 
