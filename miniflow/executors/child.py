@@ -234,9 +234,7 @@ class Child:
             say(Progress(done, total, outcome.middle_out(str(message), PROGRESS_CHARS_MAX) if message else None))
 
         def say(message: Progress | Said) -> None:
-            if (
-                self.run is run
-            ):  # or else it is a thread that the job has left behind, and another job would be told of it
+            if self.run is run:  # or it is a thread that the job has left behind, and another job would get it
                 self.send(message)
 
         return JobContext(
