@@ -395,7 +395,8 @@ class Workflows:
             tx.count(WORKFLOWS, state, -1)
             tx.count(WORKFLOWS, RUNNING)
         self._next_deadline_ms = 0  # one may have a new one
-        outer = [parent for _, state, _, parent in rows if parent is not None and state != RUNNING]
+        # A step that was started anew has several: each step once.
+        outer = sorted({parent for _, state, _, parent in rows if parent is not None and state != RUNNING})
         if outer:
             revived = self.subworkflows.revive(tx, outer)
             self._jobs.dependencies.replayed(tx, revived)  # before anything may end again in this transaction

@@ -19,6 +19,7 @@ from miniflow.workflow_graph import definition_of
 from miniflow.workflows import WORKFLOWS
 from tests.engines import Engines, FakeClock, Gate, cancel, row, rows, settle, verb, wait_for_state
 from tests.invariants import check_invariants, read
+from tests.waiting import wait_until
 from tests.workflows import act, ended, new_workflow, start, state, step_job, steps
 
 
@@ -443,6 +444,26 @@ def test_one_that_has_undone_what_it_did_is_started_anew_by_a_retry(engines: Eng
     assert ended(engines.path, workflow) == ("completed", 1, None)
     assert fickle.done == ["do", "undo", "do"]
     assert [status for _, status, _ in children(engines.path, workflow)] == ["failed", "completed"]
+    engines.stop(engine)
+
+
+def test_compensations_of_both_that_a_step_was_can_run_again_at_once(engines: Engines) -> None:
+    fickle = Fickle()
+    engine = engines([fickle.fickle, echo])
+    undo = {"task": "fickle", "max_retries": 0}
+    keep(engine, "leaf", step("a", compensate=undo), step("b", "fickle"))
+    workflow = start(engine, [sub("x", "leaf")])
+    assert ended(engines.path, workflow)[0] == "failed"
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow)[0] == "failed"
+    assert [status for _, status, _ in children(engines.path, workflow)] == ["failed", "failed"]
+    fickle.mended = True
+    dead = [job.seq for job in rows(engines.path, "state = 'dead_letter'")]
+    assert verb(engine, lambda tx: engine.jobs.replay(tx, dead)) == 2
+    wait_until(lambda: [state(engines.path, one) for one, *_ in [(workflow,), *children(engines.path, workflow)]],
+               until=lambda found: all(one[0] == "failed" for one in found))  # fmt: skip
+    assert "compensation" not in str(children(engines.path, workflow))
+    settle(engine)
     engines.stop(engine)
 
 
