@@ -5,14 +5,18 @@ called by the worker that ran it or by the watchdog that gave it up; the first o
 
 ``interrupt`` raises an exception inside the task's thread (or cancels its coroutine). A thread can be asked and not killed:
 the exception comes when the thread next executes Python code, so a thread inside a long C call is deaf to it.
+
+Where that code is a ``__del__`` or a callback of the garbage collector, Python reports the exception and goes on as if it had not
+been: it is lost. ``hear_of_lost`` hears of that, and ``remind`` raises it again.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -80,6 +84,7 @@ class Attempt:
         "heartbeat_ms",
         "loan",
         "log",
+        "lost",
         "marked",
         "number",
         "on_stall",
@@ -111,6 +116,7 @@ class Attempt:
         self.heard = False  # said something since the last look
         self.silent_ms = 0  # as of the last look
         self.stalled = False
+        self.lost = False  # what was raised into its thread has come where Python cannot raise
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
@@ -148,6 +154,8 @@ class Attempt:
         process, which is sure to end and gets ``patience_ms`` longer for it before it is given up."""
         with self._lock:
             self._thread_id, self._cancel, self._patience_ms = thread_id, cancel, patience_ms
+            if thread_id is not None:
+                _in_threads[thread_id] = self
             if self._pending is not None:  # asked to stop between the claim and here
                 raise self._pending
 
@@ -157,6 +165,8 @@ class Attempt:
             if self._over:
                 return
             self._over = True
+            if self._thread_id is not None:
+                _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:
                 _raise_in_thread(self._thread_id, None)
 
@@ -174,6 +184,13 @@ class Attempt:
                 _raise_in_thread(self._thread_id, type(reason))
             return True
 
+    def remind(self) -> None:
+        """Raise again what was lost on its way."""
+        with self._lock:
+            if self.lost and not self._over and self._pending is not None and self._thread_id is not None:
+                self.lost = False
+                _raise_in_thread(self._thread_id, type(self._pending))
+
     def finish(self) -> bool:
         """Claim the right to write this attempt's end; True for the first caller only."""
         with self._lock:
@@ -184,6 +201,28 @@ class Attempt:
 def _raise_in_thread(thread_id: int, kind: type[BaseException] | None) -> None:
     """Have ``kind`` raised in a thread at its next bytecode (None: take it back). See PyThreadState_SetAsyncExc."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind) if kind else None)
+
+
+_in_threads: dict[int, Attempt] = {}
+"""The attempts whose bodies run in threads, by the thread."""
+
+
+def hear_of_lost() -> None:
+    """From now on an attempt knows when its interruption came where Python could not raise it. Not raised again here: that would
+    come in the midst of this hook, and be lost as well."""
+    before = sys.unraisablehook
+    if getattr(before, "hears_of_lost", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        attempt = _in_threads.get(threading.get_ident())
+        if attempt is None or not issubclass(unraisable.exc_type, JobInterrupted):
+            before(unraisable)
+        else:
+            attempt.lost = True
+
+    hook.hears_of_lost = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 class Running:

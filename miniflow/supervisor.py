@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from miniflow import outcome
-from miniflow.attempts import Attempt, Running
+from miniflow.attempts import Attempt, Running, hear_of_lost
 from miniflow.clock import Clock
 from miniflow.errors import JobCancelled, JobStalled, JobTimeout
 from miniflow.heartbeat import Heartbeats
@@ -65,6 +65,7 @@ class Supervisor:
         self._paced_done, self._paced_at_ms = 0, clock.boot_ms()
         self.worker_busy_s = 0.0  # that threads were in jobs, as far as can be told from a look now and then
         self.also: Callable[[], None] = lambda: None  # to be done at each look
+        hear_of_lost()
 
     def start(self) -> None:
         self._thread.start()
@@ -85,6 +86,8 @@ class Supervisor:
         attempts = self._running.all()
         self._heartbeats.look(attempts, boot_ms)
         for attempt in attempts:
+            if attempt.lost:
+                attempt.remind()
             if attempt.abandon_at_boot_ms is not None and boot_ms >= attempt.abandon_at_boot_ms:
                 self._give_up(attempt)
             elif attempt.deadline_boot_ms is not None and boot_ms >= attempt.deadline_boot_ms:

@@ -886,6 +886,28 @@ def test_a_job_that_was_claimed_ahead_is_cancelled_at_once_and_never_runs(
     assert (row(engines.path, ids[1]).attempt, history(engines.path, ids[1])) == (0, [])
 
 
+def test_a_cancel_that_comes_where_python_cannot_raise_it_is_not_lost(engines: Engines) -> None:
+    """Python reports what is raised in a ``__del__``, and goes on."""
+    inside = threading.Event()
+
+    class Slow:
+        def __del__(self) -> None:
+            inside.set()
+            while True:
+                pass
+
+    def unlucky() -> None:
+        Slow()
+        while True:
+            pass
+
+    engine = engines([unlucky], stop_grace=60)
+    job = submit(engine, "unlucky")
+    assert inside.wait(5)
+    cancel(engine, job)
+    assert wait_for_state(engines.path, job).state == State.CANCELLED
+
+
 def test_a_running_thread_can_be_cancelled(engines: Engines, gate: Gate) -> None:
     def spin() -> None:
         gate.here.release()
