@@ -16,7 +16,7 @@ import msgspec
 from miniflow import list_statements as lists
 from miniflow import statements as sql
 from miniflow.cancelling import cancel_rows
-from miniflow.dependency_statements import WAITED_FOR_BY
+from miniflow.dependency_statements import OPEN_WORKFLOW_OF, WAITED_FOR_BY
 from miniflow.errors import ShuttingDown, TransitionRefused
 from miniflow.filters import Filter
 from miniflow.jobs import Jobs, find
@@ -124,7 +124,7 @@ def _delete(tx: Transaction, seqs: list[int]) -> int:
 
 
 def delete_one(job_id: str) -> Callable[[Transaction], None]:
-    """NotFound, or TransitionRefused for a job that has not ended."""
+    """NotFound, or TransitionRefused for a job that has not ended, or that another one, or its workflow, may want still."""
 
     def verb(tx: Transaction) -> None:
         seq, state, _, _ = find(tx, job_id)
@@ -132,6 +132,8 @@ def delete_one(job_id: str) -> Callable[[Transaction], None]:
             raise TransitionRefused(job_id, "delete", state, "cancel it first")
         for (child,) in tx.run(WAITED_FOR_BY, seq):
             raise TransitionRefused(job_id, "delete", state, f"job {child} depends on it, and has not ended")
+        for (workflow,) in tx.run(OPEN_WORKFLOW_OF, seq):
+            raise TransitionRefused(job_id, "delete", state, f"it is of workflow {workflow}, which has not ended")
         _delete(tx, [seq])
 
     return verb

@@ -20,7 +20,7 @@ from miniflow.answers import UNSET, Busy, ClientError, Invalid, Job, ServerUnrea
 from miniflow.exchange import Ask, Away, Flow, Give, Items, Pause, carry_out, one, repeated, send, stream
 from miniflow.ids import uuid7
 from miniflow.retry import RetryPolicy
-from miniflow.rule_options import Debounce, Unique
+from miniflow.rule_options import Debounce, Unique, in_seconds
 from miniflow.trace_answers import Export, Trace
 
 T = TypeVar("T")
@@ -105,6 +105,7 @@ def submit(
 def submission(fields: Mapping[str, Any], *, with_key: bool) -> dict[str, Any]:
     """The fields of a job as the server takes them; with a key of its own, if it has none."""
     given = {name: _plain(value) for name, value in fields.items() if value is not None}
+    given |= {name: in_seconds(given[name]) for name in ("unique", "debounce") if name in given}
     if "depends_on" in given:
         given["depends_on"] = _parents(given["depends_on"])
     if with_key:

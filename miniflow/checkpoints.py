@@ -20,7 +20,7 @@ import msgspec
 
 from miniflow import function_statements as sql
 from miniflow.attempts import Attempt
-from miniflow.clock import Clock
+from miniflow.clock import SettledClock
 from miniflow.errors import LateEvent, LeaseLost, StepFailed, TooManyEvents, TooManySteps, TransitionRefused
 from miniflow.model import Ending
 from miniflow.operations import Operation
@@ -72,7 +72,7 @@ class Asleep(NamedTuple):
 
 
 class Checkpoints:
-    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock) -> None:
+    def __init__(self, jobs: Jobs, writer: Writer, clock: SettledClock) -> None:
         self._jobs, self._writer, self.clock = jobs, writer, clock
         self._begun: dict[tuple[int, int], Put] = {}  # steps that have begun, not written yet
         self.paused: set[int] = set()  # numbers of runs that are paused
@@ -160,7 +160,12 @@ class Checkpoints:
             if rows:
                 put = one._replace(state=COMPLETED, output=rows[0][0], ended_at=tx.now_ms)
             elif one.wake_at is not None and one.wake_at <= tx.now_ms:
-                put = one._replace(state=FAILED, error_type="EventTimeout", error="came in time", ended_at=tx.now_ms)
+                put = one._replace(
+                    state=FAILED,
+                    error_type="EventTimeout",
+                    error=f"no event {one.name!r} came in time",
+                    ended_at=tx.now_ms,
+                )
             else:
                 put = one._replace(state=WAITING)
             if not self._write(tx, [Put(run, put)]):
@@ -182,7 +187,7 @@ class Checkpoints:
                 raise refused
             if not self._write(tx, [Put(run, one)]):
                 raise LeaseLost("the attempt was given up")
-            jobs.workflows.add(tx, [new])
+            jobs.workflows.starting.add(tx, [new])
             ((number,),) = tx.run(sql.SET_CHILD, run.number, one.idx, new.id)
             self.children.add(number)
             tx.on_rollback(lambda: self.children.discard(number))
@@ -366,7 +371,7 @@ class Checkpoints:
             refused = jobs.submitting.refusal(tx, new.jobs, jobs.submitting.waiting())
             if refused is not None:
                 raise refused
-            jobs.workflows.add(tx, [new])
+            jobs.workflows.starting.add(tx, [new])
             tx.run(sql.COPY_CHECKPOINTS, new.id, before, grp)
 
         return verb

@@ -70,6 +70,10 @@ class Claiming:
             return 0
         return math.inf if self._wake_at is math.inf else (self._wake_at - self._clock.boot_ms()) / 1000
 
+    def opens_at_ms(self, tx: Transaction) -> float:
+        """When a rate lets the next one through, as of the last claim; infinity where none keeps anybody waiting."""
+        return self._wake_at + self._clock.offset_ms() if self.ranks(tx) else math.inf
+
     # ---------------------------------------------------------------------------------------------------------- the claim
 
     def _claim(self, tx: Transaction) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 import rich_click as click
 
-from miniflow import __version__, commands
+from miniflow import __version__, commands, packaged
 from miniflow.bench.command import bench
 from miniflow.commands.groups import Group
 from miniflow.errors import MiniFlowError, SettingsError, StoreError
@@ -56,6 +56,7 @@ def main() -> None:
 
         (child if sys.argv[1] == child.COMMAND else warden).main()
         return
+    packaged.settle()
     for stream in (sys.stdout, sys.stderr):
         _never_fail_on_a_character(stream)
     try:

@@ -24,6 +24,14 @@ class Clock(Protocol):
 
     def offset_ms(self) -> int: ...
 
+    def reading(self) -> tuple[int, int]:
+        """``now_ms`` and ``offset_ms`` as of one moment: one who sets the clock does not come between them."""
+        ...
+
+    def wall_ms(self) -> int:
+        """``now_ms``, also where others do not go by it yet: see ``SettledClock``."""
+        ...
+
 
 class SystemClock:
     """The machine's own clocks."""
@@ -42,7 +50,57 @@ class SystemClock:
             return time.monotonic_ns() // 1_000_000
 
     def offset_ms(self) -> int:
-        return self.now_ms() - self.boot_ms()
+        return self.reading()[1]
+
+    def reading(self) -> tuple[int, int]:
+        now_ms = self.now_ms()
+        return now_ms, now_ms - self.boot_ms()
+
+    def wall_ms(self) -> int:
+        return self.now_ms()
+
+
+class SettledClock:
+    """A clock that somebody may set, as the server sees it: it is set as soon as the rows that wait in the file have moved along.
+
+    Until then, a second at most, it goes on as it did. So what begins to wait before that goes by the old time, and is moved with
+    the rest; what begins after it goes by the new one. ``settle`` is for the transaction that moves the rows.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_ms = clock.offset_ms()
+
+    def __repr__(self) -> str:
+        jump_ms = self.jump_ms()
+        return f"<SettledClock {rfc3339(self.now_ms())}{f', set by {jump_ms} ms' if jump_ms else ''}>"
+
+    def now_ms(self) -> int:
+        return self.reading()[0]
+
+    def boot_ms(self) -> int:
+        return self._clock.boot_ms()
+
+    def offset_ms(self) -> int:
+        return self.reading()[1]
+
+    def reading(self) -> tuple[int, int]:
+        now_ms, offset_ms = self._clock.reading()
+        jump_ms = offset_ms - self._offset_ms
+        return (now_ms - jump_ms, self._offset_ms) if abs(jump_ms) > CLOCK_JUMP_MS else (now_ms, offset_ms)
+
+    def wall_ms(self) -> int:
+        """What the clock shows that somebody may have set, whether the file knows of it or not."""
+        return self._clock.now_ms()
+
+    def jump_ms(self) -> int:
+        """By how much it was set since it was settled; 0: it was not."""
+        jump_ms = self._clock.offset_ms() - self._offset_ms
+        return jump_ms if abs(jump_ms) > CLOCK_JUMP_MS else 0
+
+    def settle(self, jump_ms: int) -> None:
+        """The rows in the file have moved by so much, which may be negative: taken back."""
+        self._offset_ms += jump_ms
 
 
 class ManualClock:
@@ -63,6 +121,13 @@ class ManualClock:
 
     def offset_ms(self) -> int:
         return self._offset_ms
+
+    def reading(self) -> tuple[int, int]:
+        offset_ms = self._offset_ms
+        return self._boot_ms + offset_ms, offset_ms
+
+    def wall_ms(self) -> int:
+        return self.now_ms()
 
     @property
     def now(self) -> dt.datetime:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -18,7 +18,9 @@ from miniflow.options import retry_policy, seconds
 from miniflow.payload import bind_signature
 from miniflow.programs import Program, check_script, check_template
 from miniflow.registry import OnStall, Registry, TaskSpec, duplicate
+from miniflow.rule_options import RULE_OPTIONS, RuleOptions, task_rules
 from miniflow.settings import FILE
+from miniflow.validation_errors import sentence
 
 TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "any": Any,
@@ -68,6 +70,13 @@ class Declared(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     heartbeat: float | None = None
     on_stall: OnStall | None = None
     limits: dict[str, Any] | None = None
+    concurrency: Any = None
+    concurrency_key: Any = None
+    concurrency_per_key: Any = None
+    on_conflict: Any = None
+    rate: Any = None
+    unique: Any = None
+    debounce: Any = None
 
 
 def load_commands(tables: Mapping[str, Any], folder: Path) -> list[TaskSpec]:
@@ -92,15 +101,17 @@ def add_commands(registry: Registry, specs: list[TaskSpec]) -> None:
 def _task(name: str, table: object, folder: Path) -> TaskSpec:
     where = f"{FILE}: commands.{name}"
     try:
-        declared = msgspec.convert(table, Declared)
+        declared = _declared(table)
         program = _program(declared)
         function = _function(name, declared)
         binding = bind_signature(function, name=name)
         _check_fields(program, declared)
+        rules = {rule: value for rule in RULE_OPTIONS if (value := getattr(declared, rule)) is not None}
         return TaskSpec(
             name=name,
             function=function,
             binding=binding,
+            rules=task_rules(cast("RuleOptions", rules), "its rules", binding.json_schema),
             queue=declared.queue,
             priority=declared.priority,
             timeout_s=seconds(declared.timeout, "timeout"),
@@ -117,8 +128,15 @@ def _task(name: str, table: object, folder: Path) -> TaskSpec:
             limits=limits(declared.limits, "limits"),
             program=program,
         )
-    except (ValueError, TypeError) as exc:  # msgspec's ValidationError is a ValueError
+    except (ValueError, TypeError) as exc:
         raise SettingsError(f"{where}: {exc}") from None
+
+
+def _declared(table: object) -> Declared:
+    try:
+        return msgspec.convert(table, Declared)
+    except msgspec.ValidationError as exc:
+        raise ValueError(sentence(exc, Declared, unknown="is no key of a command")) from None
 
 
 def _program(declared: Declared) -> Program:
@@ -206,5 +224,5 @@ def _hint(name: str, kind: Field | str) -> tuple[Any, Any]:
     try:
         msgspec.convert(default, hint)
     except msgspec.ValidationError as exc:
-        raise ValueError(f"payload.{name}: the default {default!r} does not fit: {exc}") from None
+        raise ValueError(f"payload.{name}: the default {default!r} does not fit: {sentence(exc, hint)}") from None
     return hint, default

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from miniflow.jobs import Jobs
     from miniflow.workflow_intake import WorkflowIntake
 
-SAID_OF_STEP = "step %s is %s%s"
+SAID_OF_STEP = "step %s %s%s"
 SAID_OF_COMPENSATION = "%s is %s%s"
 ON_FAILURE = "on_failure"
 
 _decode = msgspec.json.Decoder().decode
-_decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 
 class _Failed(NamedTuple):
@@ -117,7 +116,10 @@ class Compensation:
                         lists[undo.idx] = as_items(references.fill(definition.steps[undo.idx].for_each, known))
                     undo.own["item"] = lists[undo.idx][undo.own["index"]]
                 job = self._job(tx, undo, known, failed.request_id, jobs)
-            except MiniFlowError as exc:  # its task is gone, or it refers to what is not there
+            except (
+                MiniFlowError,
+                RecursionError,
+            ) as exc:  # its task is gone, or it refers to what is not there, or too deep
                 what = undo.role if undo.role == ON_FAILURE else f"the compensation of step {undo.name}"
                 cause = f"{cause or 'it was cancelled'}; {what} cannot begin: {exc}"
                 continue
@@ -140,21 +142,25 @@ class Compensation:
     def _insert(self, tx: Transaction, jobs: list[NewJob], rows: list[list[Any]]) -> None:
         if not jobs:
             return
-        self._jobs.submitting.add(tx, jobs)
+        first = self._jobs.submitting.add(tx, jobs)
         tx.run(workflow_sql.INSERT_STEPS, json_text(rows))
         accepted = [Accepted(job.id) for job in jobs]
         self._jobs.dependencies.insert(tx, [(job, accepted) for job in jobs[1:]])
-        first = _decode_seqs(tx.run(workflow_sql.SEQS_BY_ID, json_text([jobs[0].id]))[0][0])
-        self._jobs.dependencies.release(tx, first)
+        self._jobs.dependencies.release(tx, [first])
 
     def end(self, tx: Transaction, seqs: str) -> int:
         """End those of which all is undone; how many."""
         return tx.change(sql.END_UNDONE, seqs, tx.now_ms, tx.number, SAID_OF_COMPENSATION)
 
     def check_retry(self, tx: Transaction, seq: int, job_id: str, state: str) -> None:
-        """TransitionRefused for a step that cannot run again, since those before it are undone."""
-        if self._jobs.workflows.any and tx.run(sql.IS_UNDONE, seq)[0][0]:
-            raise TransitionRefused(job_id, "retry", state, "its workflow has undone what it did; retry or rerun that")
+        """TransitionRefused for a step that cannot run again by itself: those before it are undone, or on_failure has run."""
+        for undone, of in tx.run(sql.WHY_UNDONE, seq) if self._jobs.workflows.any else ():
+            remedy = "its workflow has undone what it did; retry or rerun that"
+            if not undone:
+                remedy = "the on_failure of its workflow has run; retry the workflow"
+                if of == "running":
+                    remedy = "the on_failure of its workflow runs; retry the workflow when that has ended"
+            raise TransitionRefused(job_id, "retry", state, remedy)
 
     def forget(self, tx: Transaction, number: int, workflow_id: str, state: str) -> None:
         """Before a retry. TransitionRefused for a workflow with a step that is undone."""

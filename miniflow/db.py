@@ -29,6 +29,7 @@ APPLICATION_ID = 0x4D464C57  # "MFLW": how `file` and MiniFlow tell its files fr
 BUSY_TIMEOUT_MS = 5000  # only other processes can contend: a sqlite3 shell, a backup tool
 CACHE_KIB = 16_000
 WAL_AUTOCHECKPOINT_PAGES = 1000
+STATEMENTS_KEPT = 256  # prepared: the writer has about 200, those of ``inserting`` in several sizes
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 NETWORK_FILESYSTEMS = frozenset(
     {
@@ -222,7 +223,7 @@ def _holder(real: str) -> str:
 
 def _connect(real: str, flags: int) -> apsw.Connection:
     try:
-        connection = apsw.Connection(real, flags=flags)
+        connection = apsw.Connection(real, flags=flags, statementcachesize=STATEMENTS_KEPT)
     except apsw.CantOpenError as exc:
         raise StoreError(
             f"{real} cannot be opened: {os.strerror(errno.EACCES)} or no such place; choose another with --db"

@@ -17,6 +17,7 @@ import msgspec
 from miniflow.contract import CODE, FILE, TIMINGS, Declared, Definition, check_name, resolved
 from miniflow.errors import InvalidRequest, SettingsError
 from miniflow.registry import Task, TaskSpec, active, task
+from miniflow.validation_errors import in_words
 
 FIELDS = ("second", "minute", "hour", "day", "month", "day_of_week")
 """As in a cron expression of six fields."""
@@ -146,16 +147,6 @@ def _converted(given: dict[str, Any]) -> Definition:
                 given[name] = msgspec.Raw(msgspec.json.encode(given[name]))
         return msgspec.convert(given, Definition)
     except msgspec.ValidationError as exc:
-        raise _named(exc) from None
+        raise InvalidRequest(*in_words(exc, Definition, unknown="is no option of a schedule")) from None
     except (TypeError, OverflowError, UnicodeEncodeError) as exc:
         raise InvalidRequest("payload", f"is not JSON: {exc}") from None
-
-
-def _named(exc: msgspec.ValidationError) -> InvalidRequest:
-    reason, _, path = str(exc).partition(" - at `$")
-    field = path.rstrip("`").removeprefix(".")
-    if "`" in reason and reason.startswith("Object"):
-        name = reason.split("`")[1]
-        return InvalidRequest(name, "is no option of a schedule" if "unknown" in reason else "is missing")
-    reason = reason.replace("`", "")
-    return InvalidRequest(field, reason[:1].lower() + reason[1:])

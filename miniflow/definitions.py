@@ -15,6 +15,7 @@ import msgspec
 from miniflow import definition_statements as sql
 from miniflow.contract import check_name
 from miniflow.errors import DefinitionRefused, InvalidRequest, MiniFlowError, NotFound
+from miniflow.statements import META_GET, META_PUT
 from miniflow.workflow_catalog import API, FILE, Catalog, Kept
 from miniflow.workflow_graph import Definition, decode_definition
 from miniflow.workflow_intake import WorkflowIntake
@@ -23,6 +24,8 @@ from miniflow.writer import Transaction
 log = logging.getLogger("miniflow.workflows")
 
 DEFINITIONS_MAX = 10_000
+LAST_VERSION = "last version of definition "
+"""What stands in the file of one that was deleted goes by this and its name."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -78,20 +81,23 @@ class Definitions:
         else:
             if before is None and tx.run(sql.HOW_MANY_NAMES)[0][0] >= DEFINITIONS_MAX:
                 raise InvalidRequest("name", f"would be one more than {DEFINITIONS_MAX:,} definitions; delete some")
-            version = 1 if before is None else (before.version or 0) + 1
+            version = 1 + (_last_version(tx, name) if before is None else before.version or 0)
             kept, new = Kept(name, version, definition, source, origin, tx.now_ms), True
             tx.run(sql.INSERT_VERSION, name, version, text, source, origin, tx.now_ms)
         tx.on_commit(lambda: self.catalog.put(kept))
         return kept, new
 
     def delete(self, name: str) -> Callable[[Transaction], None]:
-        """With all its versions; runs of it stay, and know how they were defined."""
+        """With all its versions; runs of it stay, and know how they were defined. Their numbers are not given again."""
 
         def verb(tx: Transaction) -> None:
             if name in self._in_files:
                 raise DefinitionRefused(name, "delete", f"it stands in {self._in_files[name]}; delete that")
-            if not tx.change(sql.DELETE_DEFINITION, name):
+            rows = tx.run(sql.NEWEST_OF_NAME, name)
+            if not rows:
                 raise NotFound("definition", name)
+            tx.run(sql.DELETE_DEFINITION, name)
+            tx.run(META_PUT, LAST_VERSION + name, kept_of_row(rows[0]).version)
             tx.on_commit(lambda: self.catalog.remove(name))
 
         return verb
@@ -122,6 +128,12 @@ class Definitions:
         self._in_files[new.name] = new.origin
         self.catalog.put(kept)  # now: the next one may run it
         return True
+
+
+def _last_version(tx: Transaction, name: str) -> int:
+    """Of one that is not kept, the last version that there was: runs may say it, and another one is not to be called so."""
+    rows = tx.run(META_GET, LAST_VERSION + name)
+    return int(rows[0][0]) if rows else 0
 
 
 def kept_of_row(row: tuple[str, int, str, str, str | None, int]) -> Kept:

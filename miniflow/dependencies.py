@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EDGES_MAX = 2000  # resolved in one transaction: what follows from an end must not hold up a submit
 REASON = "not run: job %s (%s), which it depends on, is %s%s"
+REASON_OF_STEP = "not run: step %s, which it depends on, failed: %s"
 
 
 class _Edge(NamedTuple):
@@ -114,7 +115,7 @@ class Dependencies:
     def add_new_edges(self, tx: Transaction, rows: list[tuple[int, int, str, int]]) -> None:
         """As add_edges, between rows that were just inserted and have not ended: [(parent, child, kind, idx)], by their seqs."""
         if rows:
-            tx.run_many(sql.ADD_EDGES, rows)
+            tx.insert(sql.ADD_EDGES, rows)
             self.waited_for.update(parent for parent, *_ in rows)
 
     @staticmethod
@@ -174,7 +175,7 @@ class Dependencies:
         if not rows:
             return
         reasons = [(seq, *lost[seq]) for seq, _, _ in rows]
-        tx.run(sql.CANCEL_IF_PENDING, json_text(reasons), tx.now_ms, tx.number, REASON)
+        tx.run(sql.CANCEL_IF_PENDING, json_text(reasons), tx.now_ms, tx.number, REASON, REASON_OF_STEP)
         self._count_cancelled(tx, rows)
 
     def release(self, tx: Transaction, seqs: list[int]) -> None:

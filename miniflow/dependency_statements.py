@@ -11,7 +11,7 @@ FROM json_each(?1) e CROSS JOIN jobs p ON p.id = e.value ->> 0 CROSS JOIN jobs c
 
 # The same, of rows by their seqs: [parent, child, kind, idx]
 ADD_EDGES = """
-INSERT INTO edges (parent, child, kind, idx) VALUES (?1, ?2, ?3, ?4)
+INSERT INTO edges (parent, child, kind, idx) VALUES (?, ?, ?, ?)
 """
 
 # Which jobs these ids name: one JSON array of [id, seq, ended]
@@ -36,9 +36,9 @@ RESOLVE_EDGES = """
 UPDATE edges SET done = 1 FROM json_each(?1) d WHERE edges.child = d.value ->> 0 AND edges.idx = d.value ->> 1
 """
 
-# Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused, and functions
-# that sleep: one JSON array of [seq, queue, priority, due, expires_at, has something to be filled in, a condition, or stands for
-# others]
+# Those of these rows (?1, JSON array) that wait for nobody any more, but for steps of a workflow that is paused, unless they have
+# begun and stand for others, and functions that sleep: one JSON array of
+# [seq, queue, priority, due, expires_at, has something to be filled in, a condition, or stands for others]
 READY_OF_PENDING = """
 SELECT json_group_array(json_array(seq, queue, priority, CASE WHEN run_at > ?2 THEN run_at END, expires_at,
                                    (SELECT coalesce(template, condition, kind) IS NOT NULL FROM steps WHERE job = jobs.seq)))
@@ -47,7 +47,7 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'pending' AND NOT EXI
   SELECT 1 FROM edges INDEXED BY edges_open_of_child WHERE child = jobs.seq AND done = 0 AND parent IS NOT NULL)
   AND NOT EXISTS (
   SELECT 1 FROM steps s CROSS JOIN workflows w ON w.number = s.workflow
-  WHERE s.job = jobs.seq AND (w.paused_at IS NOT NULL OR s.asleep))
+  WHERE s.job = jobs.seq AND (w.paused_at IS NOT NULL AND s.items IS NULL OR s.asleep))
 """
 
 READY_IF_PENDING = """
@@ -62,12 +62,13 @@ SELECT json_group_array(json_array(seq, id, queue)) FROM jobs NOT INDEXED
 WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'pending'
 """
 
-# The child and the parent that did not end well: [child, parent, kind]. ?4 is the sentence that names the parent; one that
-# was not run either hands on its own, so that in a long chain each names the first.
+# The child and the parent that did not end well: [child, parent, kind]. ?4 is the sentence that names the parent, ?5 that which
+# names a step that stands for others; one that was not run either hands on its own, so that in a long chain each names the first.
 CANCEL_IF_PENDING = """
 UPDATE jobs NOT INDEXED SET state = 'cancelled', completed_at = ?2, updated_at = ?2, changed = ?3, last_error = (
   SELECT CASE WHEN c.value ->> 2 = 'then' THEN coalesce(p.last_error, p.state)
-              WHEN p.state = 'cancelled' AND p.attempt = 0 AND p.last_error IS NOT NULL THEN p.last_error
+              WHEN p.state = 'cancelled' AND p.attempt = 0 AND p.last_error IS NOT NULL THEN coalesce(
+                (SELECT format(?5, s.name, p.last_error) FROM steps s WHERE s.job = p.seq AND s.items IS NOT NULL), p.last_error)
               ELSE format(?4, p.id, p.task, p.state, iif(p.last_error IS NULL, '', concat(': ', p.last_error))) END
   FROM jobs p WHERE p.seq = c.value ->> 1)
 FROM json_each(?1) c
@@ -127,6 +128,10 @@ UPDATE jobs INDEXED BY jobs_by_state SET run_at = run_at + ?1 * relative, expire
 WHERE state = 'pending' AND (relative = 1 OR expires_at IS NOT NULL)
 """
 
+# The workflow that this row is a step of, if it has not ended: [id]
+OPEN_WORKFLOW_OF = """
+SELECT w.id FROM steps s CROSS JOIN workflows w ON w.number = s.workflow WHERE s.job = ?1 AND w.completed_at IS NULL
+"""
 WAITED_FOR_BY = """
 SELECT c.id FROM edges e CROSS JOIN jobs c ON c.seq = e.child WHERE e.parent = ?1 AND c.completed_at IS NULL LIMIT 1
 """

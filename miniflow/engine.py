@@ -18,7 +18,7 @@ from pathlib import Path
 from miniflow import capture, context, db, guard, heartbeat, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
-from miniflow.clock import Clock, SystemClock, boot_id, rfc3339
+from miniflow.clock import Clock, SettledClock, SystemClock, boot_id, rfc3339
 from miniflow.clocktrust import ClockTrust
 from miniflow.command_tasks import add_commands
 from miniflow.contract import Declared
@@ -33,7 +33,7 @@ from miniflow.executors.lane import ProcessLane
 from miniflow.executors.process import ProcessExecutor
 from miniflow.firing import Firing
 from miniflow.function_intake import FunctionIntake, function_submission
-from miniflow.holdups import Holdups, Thread
+from miniflow.holdups import Holdups
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_adapter import huey as shared_huey
 from miniflow.huey_consumer import JobConsumer
@@ -79,7 +79,7 @@ class Engine:
         """Opens the database; StoreError if that cannot be. ``specs`` replaces the folder of task files (tests); ``declared`` are
         the schedules of miniflow.toml, ``commands`` the programs in it that are tasks."""
         self.settings = settings
-        self.clock: Clock = clock or SystemClock()
+        self.clock = SettledClock(clock or SystemClock())
         self.huey = huey or shared_huey
         guard.protect(settings.db)  # before the task files, which are code that could open it
         capture.install()  # and that may keep hold of sys.stdout
@@ -114,7 +114,7 @@ class Engine:
         self.supervisor = self._supervisor(services)
         self.minutes = Minutes(self.writer, self.jobs.times, self.clock, self.worker_use)
         self.supervisor.also = self.minutes.look
-        self.holdups = Holdups(self._threads)
+        self.holdups = Holdups(lambda: [*self.consumer.threads(), *self.async_lane.threads()])
         self.recovered, self.started_at_ms = Recovered(0, 0, 0), self.clock.now_ms()
 
     def _jobs(self) -> Jobs:
@@ -410,6 +410,7 @@ class Engine:
             processes=self.lane.busy,
             running=self.running.all,
             holdups=self.holdups,
+            async_holdups=self.async_lane.culprits,
         )
 
     def worker_use(self) -> WorkerUse:
@@ -422,15 +423,13 @@ class Engine:
             self.consumer.deaf_threads(),
             dict(self.holdups.held_s),
             self.lane.use(),
+            self.async_lane.use(),
         )
 
-    def _threads(self) -> list[Thread]:
-        threads: list[Thread] = self.consumer.threads()
-        if len(self.async_lane):  # they share a thread: which of several has it cannot be told from outside
-            lane = f"{self.prefix}-async"
-            tasks = {attempt.claimed.task for attempt in self.running.all() if attempt.worker_id == lane}
-            threads.append((lane, tasks.pop() if len(tasks) == 1 else None, self.async_lane.cpu))
-        return threads
+    def look(self, late_s: float) -> None:
+        """At who holds up the loops; that of HTTP was so late just now."""
+        self.holdups.look(late_s)
+        self.async_lane.look()
 
     def _begin_async(self, claimed: Claimed) -> Attempt:
         return self.begin(claimed, f"{self.prefix}-async")

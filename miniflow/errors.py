@@ -42,6 +42,11 @@ class UnknownTask(InvalidRequest):
         super().__init__(f"{where}task", f"no task is registered as {task!r}{hint}")
         self.task, self.known = task, known
 
+    @property
+    def of_a_job(self) -> str:
+        """In words, of a job whose task was there when it was submitted."""
+        return f"{self}; its file was not loaded, or has it no more: mend that and retry"
+
 
 class SearchTooExpensive(MiniFlowError):
     """A search through texts was given up. Asked for again it would take as long again: it is for the caller to narrow it."""
@@ -300,3 +305,21 @@ class TaskFailed(MiniFlowError):
 
 class TaskExit(MiniFlowError):
     """A task tried to end the process (``sys.exit``, ``KeyboardInterrupt``): taken as its failure."""
+
+
+def words_of(exc: BaseException) -> str:
+    """``ValueError: what it says``; also of an exception of somebody's own whose text raises in its turn."""
+    kind = type(exc).__name__
+    try:
+        words = str(exc)
+    except Exception as broken:  # whatever it is
+        words = f"(no words: {type(broken).__name__})"
+    return f"{kind}: {words}" if words else kind
+
+
+def repr_of(exc: BaseException) -> str:
+    """``ValueError('what it says')``, or else its words."""
+    try:
+        return repr(exc)
+    except Exception:  # whatever it is
+        return words_of(exc)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from miniflow.jobs import Jobs
     from miniflow.workflow_intake import WorkflowIntake
 
-SAID_OF_ITEM = "%s is %s%s"
+SAID_OF_ITEM = "%s %s%s"
 EDGES_FROM = STEPS_MAX
 """The edges of items come after those of the steps that are needed."""
 
@@ -59,6 +59,7 @@ class Turn(NamedTuple):
     input: str
     kept: str | None
     outputs: str | None
+    before: str | None
 
 
 class Expanded(NamedTuple):
@@ -101,7 +102,7 @@ class Expansion:
         tx.run(sql.SET_ITEMS, json_text([(one.turn.seq, len(one.jobs)) for one in expanded]))
         if not jobs:
             return
-        self._jobs.submitting.add(tx, jobs)
+        seq = self._jobs.submitting.add(tx, jobs)
         rows, edges, beside = [], [], Counter[str]()
         for turn, made in expanded:
             beside[turn.workflow] += len(made)
@@ -114,9 +115,9 @@ class Expansion:
         accepted = [Accepted(job.id) for job in jobs]
         self._jobs.dependencies.insert(tx, [(job, accepted) for job in jobs if job.waits is not None])
         self._jobs.dependencies.add_edges(tx, edges)
-        first = [job.id for job in jobs if job.task == SUBWORKFLOW and job.waits is None]
-        if first:  # workflows: they wait for nothing but to be started
-            self._jobs.dependencies.release(tx, _decode_seqs(tx.run(workflow_sql.SEQS_BY_ID, json_text(first))[0][0]))
+        # Workflows: they wait for nothing but to be started.
+        first = [seq + n for n, job in enumerate(jobs) if job.task == SUBWORKFLOW and job.waits is None]
+        self._jobs.dependencies.release(tx, first)
 
     def collect(self, tx: Transaction, seqs: list[int]) -> dict[int, str]:
         """All items of these steps have ended, and so do they: completed, but for those that are answered, with the reason."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from miniflow.workflow_statements import said_of
+
 ANY_EXPANDED = "SELECT EXISTS (SELECT 1 FROM steps INDEXED BY steps_standing WHERE kind IS NOT NULL)"
 
 # [job, how many items]
@@ -14,13 +16,13 @@ UPDATE workflows SET beside = beside + (b.value ->> 1), updated_at = ?2, changed
 
 # What became of the items of these steps (?1, JSON array of rows of jobs). ?2 is the sentence about one that did not end well:
 # [job, name, id, queue, task, items, of those how many ended well, bytes of their results, the sentence about the first that did not]
-ITEMS_OF = """
+ITEMS_OF = f"""
 SELECT s.job, s.name, p.id, p.queue, p.task, s.items,
   (SELECT count(*) FROM steps i INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = i.job
    WHERE i.workflow = s.workflow AND i.idx = s.idx AND i.role = 'item' AND j.state = 'completed'),
   (SELECT sum(octet_length(j.result)) FROM steps i INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = i.job
    WHERE i.workflow = s.workflow AND i.idx = s.idx AND i.role = 'item'),
-  (SELECT format(?2, i.name, j.state, iif(j.last_error IS NULL, '', concat(': ', j.last_error)))
+  (SELECT {said_of("i", "j", "?2")}
    FROM steps i INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = i.job
    WHERE i.workflow = s.workflow AND i.idx = s.idx AND i.role = 'item' AND j.state <> 'completed'
    ORDER BY j.state = 'cancelled', i.job LIMIT 1)

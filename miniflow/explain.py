@@ -14,6 +14,7 @@ import msgspec
 
 from miniflow import rule_statements as sql
 from miniflow import subworkflow_statements as subworkflow_sql
+from miniflow import workflow_statements as workflow_sql
 from miniflow.clock import Clock, rfc3339
 from miniflow.errors import NotFound
 from miniflow.function_queries import waits_for
@@ -22,6 +23,7 @@ from miniflow.gates import Gate
 from miniflow.jobs import Jobs
 from miniflow.roster import Roster
 from miniflow.rules import gate_in_words
+from miniflow.starting import RUNNING
 from miniflow.states import State
 from miniflow.writer import Transaction, json_text
 
@@ -29,6 +31,24 @@ NAMED_MAX = 10
 """Jobs that an answer names; of more it says how many there are."""
 COUNTED_MAX = 10_000
 """Jobs before this one are counted up to here."""
+
+
+class _Lane(NamedTuple):
+    """How one way of running is spoken of."""
+
+    one: str
+    many: str
+    busy: str
+    busy_with: str
+    setting: str
+    command: str
+
+
+_LANES = {
+    "thread": _Lane("worker", "workers", "busy", "busy with", "workers", "miniflow scale N"),
+    "process": _Lane("process", "processes", "busy", "busy with", "processes", "miniflow scale --processes N"),
+    "async": _Lane("async slot", "async slots", "taken", "taken by", "async_slots", "miniflow scale --async-slots N"),
+}
 
 
 class Reason(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -77,6 +97,7 @@ class _Row(NamedTuple):
     started_at: int | None
     timeout_ms: int | None
     stalled_at: int | None
+    options: str | None
 
 
 def explain(jobs: Jobs, roster: Roster, clock: Clock, job_id: str) -> Callable[[Transaction], Explanation]:
@@ -197,10 +218,8 @@ class _Explaining:
                 "a process died while it ran; such jobs run one after the other, and others before it are being watched"
             )
             reasons.append(Reason(code="set_aside", text=text))
-        elif jobs.readahead.holds(row.seq):
-            reasons.append(
-                Reason(code="claimed", text=f"it is claimed and next in line for a worker; {self._workers()}")
-            )
+        elif (place := jobs.readahead.place(row.seq)) is not None:
+            reasons.append(self._claimed(*place))
         elif row.lease is not None:
             reasons.append(Reason(code="beginning", text="a worker has just taken it"))
         else:
@@ -267,14 +286,36 @@ class _Explaining:
         before = (
             f"{_counted(n)} in queue {row.queue} {'is' if n == 1 else 'are'} before it"
             if n
-            else f"it is the next in queue {row.queue}"
+            else f"it is the next in queue {row.queue} to be claimed"
         )
-        return Reason(code="in_line", text=f"{before}; {self._workers()}")
+        text, busy = self._lane(self._jobs.readahead.lane_of(row.task, row.options))
+        return Reason(code="in_line", text=f"{before}; {text}", jobs=busy)
 
-    def _workers(self) -> str:
-        slots = self._roster.slots
-        busy = sum(worker.busy for worker in self._roster.workers() if worker.executor == "thread")
-        return f"{busy} of {_n(slots.thread, 'worker')} {'is' if busy == 1 else 'are'} busy"
+    def _claimed(self, lane: str, n: int) -> Reason:
+        """``n`` go before it in its lane."""
+        one = _LANES[lane].one
+        article = "an" if one[0] in "aeiou" else "a"
+        before = f", and {_n(n, 'job')} {'is' if n == 1 else 'are'} before it" if n else " and next"
+        text, busy = self._lane(lane)
+        return Reason(code="claimed", text=f"it is claimed{before} in line for {article} {one}; {text}", jobs=busy)
+
+    def _lane(self, lane: str) -> tuple[str, list[str]]:
+        """How much of what it would run in is taken, and the jobs that it waits for where that is all."""
+        words, slots = _LANES[lane], self._roster.slots
+        most = {"thread": slots.thread, "process": slots.process, "async": slots.coroutine}[lane]
+        ids = [one.job_id for one in self._roster.workers() if one.executor == lane and one.job_id is not None]
+        busy = len(ids)
+        there = f"{most:,} {words.one if most == 1 else words.many}"
+        are = "is" if busy == 1 else "are"
+        if busy < most:
+            return f"{busy:,} of {there} {are} {words.busy}", []
+        named = ids[:NAMED_MAX]
+        holders = ", ".join(named) + (f" and {busy - NAMED_MAX:,} more" if busy > NAMED_MAX else "")
+        text = f"{busy:,} of {there} {are} {words.busy_with} {holders}"
+        if busy > most:  # there were more when those began
+            now = f"there {'is' if most == 1 else 'are'} {there} now"
+            text = f"{busy:,} jobs run ({holders}), and {most:,} at a time may when they have ended: {now}"
+        return f"{text}; `{words.command}`, or the setting {words.setting}, lets more run at once", named
 
     # ------------------------------------------------------------------------------------------------------ running, ended
 
@@ -301,21 +342,32 @@ class _Explaining:
             return [
                 Reason(code="completed", text=f"it completed at {at}, in attempt {row.attempt}")
             ], "Nothing happens to it any more"
+        skipped, remedy = self._as_step()
+        if skipped:
+            why = (row.last_error or "its condition does not hold").removeprefix("skipped: ")
+            return [Reason(code="skipped", text=f"it was skipped at {at}: {why}")], "That is as good as done"
         if row.state == State.EXPIRED:
             text = f"its ttl was over at {rfc3339(row.expires_at)}, and it had not begun"
-            return [Reason(code="expired", text=text)], "It will not run; submit it again"
+            return [Reason(code="expired", text=text)], f"It will not run; {remedy or 'submit it again'}"
         if row.state == State.CANCELLED:
             by_person = row.cancel_requested_at is not None
             why = f": {_brief(row.last_error)}" if row.last_error and not by_person else ""
             asked = " because it was asked for" if by_person else ""
             return [
                 Reason(code="cancelled", text=f"it was cancelled at {at}{asked}{why}")
-            ], "It will not run; submit it again"
+            ], f"It will not run; {remedy or 'submit it again'}"
         tries = f"all {_n(row.attempt, 'attempt')} failed" if row.attempt > 1 else "its attempt failed"
         text = f"{tries}, the last at {at}: {_brief(row.last_error)}"
         return [
             Reason(code="failed", text=text)
-        ], f"It does not run again by itself; `miniflow retry {row.id}` runs it again"
+        ], f"It does not run again by itself; {remedy or f'`miniflow retry {row.id}` runs it again'}"
+
+    def _as_step(self) -> tuple[bool, str | None]:
+        """Of a job that is a step of a workflow: whether it was skipped, and what can be done about its end."""
+        for skipped, workflow_id, name, state in self._tx.run(workflow_sql.WORKFLOW_OF_STEP, self._row.seq):
+            does = f"`miniflow workflow retry {workflow_id}` runs workflow {name} on from there"
+            return bool(skipped), does if state != RUNNING else f"when the rest of it has ended, {does}"
+        return False, None
 
 
 def _n(n: int, noun: str) -> str:

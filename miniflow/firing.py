@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from miniflow import schedule_statements as sql
 from miniflow import statements
-from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.clock import CLOCK_JUMP_MS, SettledClock
 from miniflow.clocktrust import MADE_MS, ClockTrust
 from miniflow.contract import Definition, from_text, timetable_of
 from miniflow.errors import MiniFlowError
@@ -92,7 +92,7 @@ class Plan:
 
 
 class Firing:
-    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock, trust: ClockTrust, make_run: MakeRun) -> None:
+    def __init__(self, jobs: Jobs, writer: Writer, clock: SettledClock, trust: ClockTrust, make_run: MakeRun) -> None:
         self._jobs, self._writer, self._clock, self.trust, self._make_run = jobs, writer, clock, trust, make_run
         self.runs = OpenRuns(jobs, self._start_waiting)
         self._next_ms: float = math.inf
@@ -131,28 +131,24 @@ class Firing:
             return math.inf
         if not self.trust.trusted:
             return self.trust.due_in_s()
-        if abs(self._jump_ms()) > CLOCK_JUMP_MS:
+        if abs(self._clock.offset_ms() - self._offset_ms) > CLOCK_JUMP_MS:
             return 0
         return (self._next_ms - self._clock.now_ms()) / 1000
 
-    def _jump_ms(self) -> int:
-        return self._clock.offset_ms() - self._offset_ms
-
     def _fire(self, tx: Transaction) -> None:
-        if not self._jobs.accepting:
+        if not self._jobs.accepting or self._clock.jump_ms():  # a clock that was just set: the next group goes by it
             return
         if not self.trust.trusted:
             if self.trust.look():
                 self._mend_cursors(tx)
                 self.look(tx)
             return
-        jump_ms = self._jump_ms()
+        jump_ms = tx.offset_ms - self._offset_ms
         if abs(jump_ms) > CLOCK_JUMP_MS:
             before = self._offset_ms
             tx.on_rollback(lambda: setattr(self, "_offset_ms", before))
             self._offset_ms += jump_ms
-            if jump_ms < 0:
-                self._mend_cursors(tx)
+            self._mend_cursors(tx)
             self.look(tx)
         if self._next_ms > tx.now_ms:
             return
@@ -311,7 +307,7 @@ class Firing:
         if jobs:
             self._jobs.submitting.add(tx, jobs)
         if flows:
-            self._jobs.workflows.add(tx, flows)
+            self._jobs.workflows.starting.add(tx, flows)
 
     def _within_limits(self, tx: Transaction, one: Planned, waiting: int) -> Planned:
         if one.run is None:

@@ -12,7 +12,9 @@ from miniflow.errors import InvalidRequest, UnknownTask
 from miniflow.ids import uuid7
 from miniflow.intake import EMPTY, Intake, Key, Seconds, Short, Submission, TraceParent, checked_traceparent
 from miniflow.registry import TaskSpec
+from miniflow.validation_errors import in_words
 from miniflow.workflow_intake import NewWorkflow, Slot
+from miniflow.workflow_shape import Shape, StepRow
 
 
 class FunctionSubmission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -111,17 +113,13 @@ class FunctionIntake:
             None,
             *(slot or (None, None)),
             parent,
-            "function",
         ]
-        step = [job.id, new_id, 0, spec.name, None, None, None, None, None]
         return NewWorkflow(
             new_id,
             spec.name,
             row,
             [job],
-            [step],
-            [],
-            False,
+            Shape([job], [StepRow(0, spec.name, None, None, None, None)]),
             False,
             False,
             timeout_ms,
@@ -150,7 +148,7 @@ def function_submission(name: str, input: str, options: Mapping[str, Any]) -> Fu
     try:
         return msgspec.convert({**given, "workflow": name, "input": msgspec.Raw(input.encode())}, FunctionSubmission)
     except msgspec.ValidationError as exc:
-        raise InvalidRequest("", str(exc)) from None
+        raise InvalidRequest(*in_words(exc, FunctionSubmission, unknown="is no option of a start")) from None
 
 
 def _fingerprint(s: FunctionSubmission) -> str:

@@ -8,7 +8,7 @@ import msgspec
 
 from miniflow import function_statements as sql
 from miniflow.clock import rfc3339
-from miniflow.errors import InvalidRequest
+from miniflow.errors import InvalidRequest, UnknownTask
 from miniflow.function_intake import FunctionDefinition, decode_function_definition
 from miniflow.readers import Readers
 from miniflow.states import State
@@ -29,8 +29,10 @@ class FunctionRun(msgspec.Struct):
 def run_of_function(readers: Readers, number: int, workflow_id: str, *, ended: bool) -> FunctionRun:
     """The steps and the output of the run ``number``."""
     jobs = readers.point(sql.JOB_OF_FUNCTION, number)
-    job_id, state, result, changed = jobs[0] if jobs else (None, "", None, 0)
+    job_id, state, result, changed, failed_of = jobs[0] if jobs else (None, "", None, 0, None)
     held = "cancelled" if ended else "queued" if state in (State.QUEUED, State.RETRYING) else None
+    if failed_of == UnknownTask.__name__:  # the function was not there to go on: once it is, a retry waits for the same
+        held = None
     steps = [_step(row, workflow_id, held) for row in readers.point(sql.STEPS_OF_FUNCTION, number)]
     done = state == State.COMPLETED
     output: msgspec.Raw | msgspec.UnsetType = msgspec.Raw((result or "null").encode()) if done else msgspec.UNSET
@@ -38,22 +40,23 @@ def run_of_function(readers: Readers, number: int, workflow_id: str, *, ended: b
         ReceivedEvent(
             name=name,
             payload=msgspec.UNSET if payload is None else msgspec.Raw(payload.encode()),
+            payload_bytes=payload_bytes,
             received_at=rfc3339(received_at) or "",
         )
-        for name, payload, received_at in readers.point(sql.EVENTS_OF_RUN, number)
+        for name, payload, payload_bytes, received_at in readers.point(sql.EVENTS_OF_RUN, number)
     ]
     return FunctionRun(job_id, steps, events, output, changed)
 
 
 def _step(row: tuple[Any, ...], workflow_id: str, held: str | None) -> WorkflowStep:
-    idx, kind, name, state, attempts, wake_at, child, output, has_output, error, started_at, ended_at = row
+    idx, kind, name, state, attempts, wake_at, child, output, output_bytes, error, started_at, ended_at = row
     status = state
-    if state == "waiting":
-        status = "cancelled" if held == "cancelled" else state
+    if state == "waiting" and held == "cancelled":
+        status = "running" if kind == "workflow" and child is not None else held  # nobody waits for it, and it goes on
     elif state == "running":
         status = held or state
     waiting = status == "waiting"
-    too_long = output is None and (has_output or state != "completed")
+    none_yet = output is None and state != "completed"
     return WorkflowStep(
         name=name,
         index=idx,
@@ -62,7 +65,8 @@ def _step(row: tuple[Any, ...], workflow_id: str, held: str | None) -> WorkflowS
         attempt=attempts,
         key=key_of(workflow_id, idx) if kind == "step" else None,
         workflow_id=child,
-        output=msgspec.UNSET if too_long else msgspec.Raw((output or "null").encode()),
+        output=msgspec.UNSET if none_yet or output_bytes else msgspec.Raw((output or "null").encode()),
+        output_bytes=output_bytes,
         error=error,
         waits=waits_for(kind, name, wake_at, child) if waiting else None,
         wake_at=rfc3339(wake_at) if waiting else None,

@@ -202,20 +202,26 @@ SELECT number FROM workflows INDEXED BY workflows_by_state WHERE state = 'runnin
 
 # --------------------------------------------------------------------------------------------------------------- reading
 
-# [idx, kind, name, state, attempts, wake_at, child's id, output unless it is long, whether it has one, error, started_at, ended_at]
+# [idx, kind, name, state, attempts, wake_at, child's id, output unless it is long, its size if it is, error, started_at, ended_at]
 STEPS_OF_FUNCTION = """
 SELECT c.idx, c.kind, c.name, c.state, c.attempts, c.wake_at, (SELECT id FROM workflows WHERE number = c.child),
-  iif(octet_length(c.output) <= 65536, c.output, NULL), c.output IS NOT NULL, c.error, c.started_at, c.ended_at
+  iif(octet_length(c.output) <= 65536, c.output, NULL), iif(octet_length(c.output) > 65536, octet_length(c.output), NULL), c.error, c.started_at, c.ended_at
 FROM checkpoints c WHERE c.workflow = ?1 ORDER BY c.idx
 """
-# Its job: [id, state, result, changed]
+LONG_OF_STEP = """
+SELECT c.output FROM workflows w CROSS JOIN checkpoints c ON c.workflow = w.number WHERE w.id = ?1 AND c.idx = ?2
+"""
+# Its job: [id, state, result, changed, of what its last attempt failed]
 JOB_OF_FUNCTION = """
-SELECT j.id, j.state, iif(octet_length(j.result) <= 65536, j.result, NULL), j.changed
+SELECT j.id, j.state, j.result, j.changed, iif(j.state = 'dead_letter', (
+    SELECT a.error_type FROM attempts a INDEXED BY attempts_of_job WHERE a.job_seq = j.seq ORDER BY a.id DESC LIMIT 1), NULL)
 FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job WHERE s.workflow = ?1
 """
-# [name, payload unless it is long, received_at]
+# [name, payload unless it is long, its size if it is, received_at]
 EVENTS_OF_RUN = """
-SELECT name, iif(octet_length(payload) <= 65536, payload, NULL), received_at FROM workflow_events WHERE workflow = ?1 ORDER BY received_at, name
+SELECT name, iif(octet_length(payload) <= 65536, payload, NULL), iif(octet_length(payload) > 65536, octet_length(payload), NULL),
+  received_at
+FROM workflow_events WHERE workflow = ?1 ORDER BY received_at, name
 """
 PLACE_OF_STEP = "SELECT min(grp) FROM checkpoints WHERE workflow = ?1 AND (name = ?2 OR idx = ?3)"
 OPEN_BEFORE = "SELECT count(*) FROM checkpoints WHERE workflow = ?1 AND grp < ?2 AND state IN ('running', 'waiting')"

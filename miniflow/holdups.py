@@ -33,6 +33,10 @@ TOLD_EVERY_S = 300.0
 """How often the log tells of one task."""
 
 ADVICE = '@task(executor="process") moves it out of the way'
+ASYNC_ADVICE = (
+    "await what takes long, or hand it to asyncio.to_thread, or make the task a plain def "
+    '(with executor="process" if it computes)'
+)
 
 Thread = tuple[str, str | None, "CpuTime | None"]
 """Id of the worker, the task that it runs or ran last (None: cannot be told), and its processor time."""
@@ -66,7 +70,38 @@ class Holdup(NamedTuple):
     late_s: float
 
 
-class Holdups:
+class Culprits:
+    """Tasks that were found to hold up a loop, and the warnings about them."""
+
+    def __init__(self, words: str, advice: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """``words`` is the warning: it takes the task, milliseconds and the advice."""
+        self._words, self._advice, self._monotonic = words, advice, monotonic
+        self._recent: dict[str, deque[Holdup]] = {}
+        self._told_s: dict[str, float] = {}
+        self.held_s: dict[str, float] = {}  # by task, since the start
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.held_s}>"
+
+    def worst_s(self, task: str) -> float | None:
+        """By how much the loop was late at most because of ``task``, in the last RECENT_S; None if it was not."""
+        since_s = self._monotonic() - RECENT_S
+        found = [one.late_s for one in list(self._recent.get(task, ())) if one.at_s >= since_s]
+        return max(found) if found and (len(found) >= OFTEN or max(found) >= LONG_S) else None
+
+    def found(self, task: str, late_s: float, held_s: float, *more: object) -> None:
+        """The loop was so late just now; ``held_s`` of it are put down to ``task``. ``more`` goes into the words, before the
+        advice."""
+        self.held_s[task] = self.held_s.get(task, 0.0) + held_s
+        now_s = self._monotonic()
+        self._recent.setdefault(task, deque(maxlen=OFTEN * 10)).append(Holdup(now_s, late_s))
+        worst_s = self.worst_s(task)
+        if worst_s is not None and now_s >= self._told_s.get(task, now_s):
+            self._told_s[task] = now_s + TOLD_EVERY_S
+            log.warning(self._words, task, worst_s * 1000, *more, self._advice)
+
+
+class Holdups(Culprits):
     """Asked at each look of the loop at itself; one thread calls ``look``."""
 
     def __init__(
@@ -75,16 +110,15 @@ class Holdups:
         monotonic: Callable[[], float] = time.monotonic,
         process_time: Callable[[], float] = time.process_time,
     ) -> None:
-        self._threads, self._monotonic, self._process_time = threads, monotonic, process_time
+        super().__init__(
+            "task %s holds up the event loop: requests waited up to %.0f ms while it computed (%.0f %% of a core); %s",
+            ADVICE,
+            monotonic,
+        )
+        self._threads, self._process_time = threads, process_time
         self._used_s = process_time()
         self._read: dict[str, float] = {}
         self._looked_s = monotonic()
-        self._recent: dict[str, deque[Holdup]] = {}
-        self._told_s: dict[str, float] = {}
-        self.held_s: dict[str, float] = {}  # by task, since the start
-
-    def __repr__(self) -> str:
-        return f"<Holdups {self.held_s}>"
 
     def look(self, late_s: float) -> None:
         """The loop was so late just now."""
@@ -96,14 +130,7 @@ class Holdups:
             return
         for task, share in shares.items():
             if task and share >= SHARE_MIN:
-                self.held_s[task] = self.held_s.get(task, 0.0) + late_s * share / computing
-                self._found(task, late_s, share)
-
-    def worst_s(self, task: str) -> float | None:
-        """By how much the loop was late at most while ``task`` computed, in the last RECENT_S; None if it was not."""
-        since_s = self._monotonic() - RECENT_S
-        found = [one.late_s for one in list(self._recent.get(task, ())) if one.at_s >= since_s]
-        return max(found) if found and (len(found) >= OFTEN or max(found) >= LONG_S) else None
+                self.found(task, late_s, late_s * share / computing, share * 100)
 
     def _passed_s(self) -> float:
         """Since the look before."""
@@ -122,17 +149,3 @@ class Holdups:
             share = (used_s - before.get(worker_id, used_s)) / passed_s
             shares[task or ""] = shares.get(task or "", 0.0) + share
         return shares
-
-    def _found(self, task: str, late_s: float, share: float) -> None:
-        now_s = self._monotonic()
-        self._recent.setdefault(task, deque(maxlen=OFTEN * 10)).append(Holdup(now_s, late_s))
-        worst_s = self.worst_s(task)
-        if worst_s is not None and now_s >= self._told_s.get(task, now_s):
-            self._told_s[task] = now_s + TOLD_EVERY_S
-            log.warning(
-                "task %s holds up the event loop: requests waited up to %.0f ms while it computed (%.0f %% of a core); %s",
-                task,
-                worst_s * 1000,
-                share * 100,
-                ADVICE,
-            )

@@ -26,7 +26,7 @@ from huey.utils import Error
 
 from miniflow import outcome, registry
 from miniflow.attempts import Attempt, Claimed, own_executor
-from miniflow.errors import InvalidRequest
+from miniflow.errors import InvalidRequest, repr_of
 from miniflow.huey_enqueuing import Enqueuing
 from miniflow.huey_execution import Body, Execution, refuse
 from miniflow.huey_messages import decode_call, expires_of
@@ -389,7 +389,7 @@ class JobsHuey(Enqueuing):
         run.note_error(exception)
         words = run.error
         if not run.spec.native:
-            words = (isinstance(exception, TaskException) and exception.metadata.get("error")) or repr(exception)
+            words = (isinstance(exception, TaskException) and exception.metadata.get("error")) or repr_of(exception)
         return {"error": words, "retries": task.retries, "traceback": run.trace, "task_id": task.id}
 
     def put_result(self, key: str, data: Any) -> Any:

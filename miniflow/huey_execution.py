@@ -37,6 +37,8 @@ from miniflow.errors import (
     TaskFailed,
     TooLarge,
     TransactionRefused,
+    UnknownTask,
+    words_of,
 )
 from miniflow.executors import coroutine, thread
 from miniflow.executors.process import RemoteResult
@@ -296,10 +298,7 @@ class Execution:
             self.error_type, self.error, self.trace = shown.error_type, shown.error, shown.trace
             return
         self.error_type = "JobTimeout" if isinstance(exc, TaskTimeout) else type(shown).__name__
-        if isinstance(exc, TaskTimeout | HeartbeatMissed):
-            self.error = str(exc)
-        else:
-            self.error = f"{self.error_type}: {shown}" if str(shown) else self.error_type
+        self.error = str(exc) if isinstance(exc, TaskTimeout | HeartbeatMissed) else words_of(shown)
         self.trace = outcome.format_traceback(shown)
 
     def conclude(self, *, wait: bool = False) -> None:
@@ -406,7 +405,7 @@ def refuse(services: Services, attempt: Attempt, exc: BaseException) -> None:
             attempt,
             outcome="failed",
             error_type=type(exc).__name__,
-            error=str(exc),
+            error=exc.of_a_job if isinstance(exc, UnknownTask) else str(exc),
             trace=None,
             now_ms=services.clock.now_ms(),
             delay_ms=None,

@@ -12,6 +12,8 @@ grown, the task to run on an error, and what the last error was.
 from __future__ import annotations
 
 import datetime as dt
+import math
+import sys
 from typing import Any
 
 from huey.api import Task
@@ -45,6 +47,9 @@ class Times:
         return naive.replace(microsecond=naive.microsecond // 1000 * 1000)
 
 
+FLOAT_MAX = sys.float_info.max
+
+
 def encode_call(
     binding: Binding, args: Any, kwargs: dict[str, Any], serializer: JsonSerializer, *, partial: bool, checked: bool
 ) -> tuple[str, dict[str, Any]]:
@@ -61,14 +66,43 @@ def encode_call(
                 return payload, {"args": len(args)} if args else {}
         except InvalidRequest as refusal:
             if checked and NO_JSON not in refusal.reason:
-                raise
-        except ValueError:  # more arguments than names
+                _check_with_numbers(binding, args, kwargs)
+        except (TypeError, ValueError):  # more arguments than names; a set of what JSON has as lists
             pass
     try:
         given = list(args) if isinstance(args, tuple) else args
         return serializer.serialize({"args": given, "kwargs": kwargs}), {"call": True}
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise not_json("payload", error) from None
+
+
+def _check_with_numbers(binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise what speaks against a call, also where each nan and infinity is a number: JSON has null for these, which a parameter
+    that is a number refuses. No bound holds, or speaks, against nan: any number may stand for it."""
+    first: InvalidRequest | None = None
+    for nan in (0.0, 1.0, -1.0, FLOAT_MAX, -FLOAT_MAX):
+        try:
+            binding.from_call(*_with_numbers([args, kwargs], nan))
+            return
+        except InvalidRequest as refusal:
+            if NO_JSON in refusal.reason:
+                return
+            first = first or refusal
+        except TypeError:  # a set of what JSON has as lists
+            return
+    assert first is not None
+    raise first
+
+
+def _with_numbers(value: Any, nan: float) -> Any:
+    """``value`` with ``nan`` in the place of each nan, and the largest number there is in that of an infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return nan if math.isnan(value) else math.copysign(FLOAT_MAX, value)
+    if type(value) is dict:
+        return {key: _with_numbers(item, nan) for key, item in value.items()}
+    if type(value) is list or type(value) is tuple:
+        return type(value)(_with_numbers(item, nan) for item in value)
+    return value
 
 
 def _comes_back(binding: Binding, payload: str, given: dict[str, Any]) -> bool:

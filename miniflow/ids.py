@@ -9,6 +9,8 @@ import time
 POOL = 256
 """Ids whose random bits are asked for at once: the system takes longer to answer than to think of so many."""
 
+VARIANT = bytes(0x80 | byte & 0x3F for byte in range(256))
+
 _lock = threading.Lock()
 _last_ms = 0
 _counter = 0
@@ -49,11 +51,10 @@ def _begin(ms: int) -> None:
 
 def _refill() -> None:
     """The last two groups of ids: two bits of the variant, 62 random ones."""
-    bits = os.urandom(8 * POOL).hex()
-    _tails.extend(
-        f"{'89ab'[int(bits[at], 16) & 3]}{bits[at + 1 : at + 4]}-{bits[at + 4 : at + 16]}"
-        for at in range(0, len(bits), 16)
-    )
+    random = bytearray(os.urandom(8 * POOL))
+    random[::8] = random[::8].translate(VARIANT)
+    bits = random.hex()
+    _tails.extend([f"{bits[at : at + 4]}-{bits[at + 4 : at + 16]}" for at in range(0, len(bits), 16)])
 
 
 if hasattr(os, "register_at_fork"):  # a copy of this process must not make the same ids

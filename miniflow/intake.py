@@ -18,9 +18,10 @@ from miniflow.ids import uuid7
 from miniflow.model import NewJob, Waits
 from miniflow.registry import HEARTBEAT_S_MIN, ON_STALL_DEFAULT, OnStall, Registry, TaskSpec, valid_queue_name
 from miniflow.retry import DEFAULT_MAX_RETRIES, DELAY_S_MAX, RetryPolicy
-from miniflow.rule_options import Debounce, SameJob, Unique, concurrency_key, same_job, short_key
+from miniflow.rule_options import Debounce, SameJob, Unique, concurrency_key, in_seconds, misnamed, same_job, short_key
 from miniflow.states import State
 from miniflow.traceparent import TRACEPARENT_CHARS_MAX, parse
+from miniflow.validation_errors import in_words
 
 PRIORITIES = {"low": 1, "medium": 6, "high": 10}
 EMPTY = msgspec.Raw(b"{}")
@@ -142,7 +143,7 @@ class Intake:
             _check_heartbeat(s, spec, where)
         key = s.idempotency_key
         ttl_ms = None if ttl_s is None else round(ttl_s * 1000)
-        limited_by, same = _keys(s, spec, payload, debounce, ttl_ms)
+        limited_by, same = _keys(s, spec, payload, debounce, ttl_ms, where)
         own = _in_trace(s.traceparent, own, where) if s.traceparent else own
         ruled = limited_by is not None or same is not None
         if s.retry is None and own is None and not _has_extras(s, spec) and key is None and not ruled:
@@ -180,16 +181,22 @@ class Intake:
                 raise InvalidRequest(f"{where}debounce", f"cannot be given together with {name}; give one of the two")
             if getattr(s, name) is not None:
                 return None
-        return asked if isinstance(asked, Debounce) else Debounce(wait=asked)
+        if not isinstance(asked, Debounce):
+            return Debounce(wait=asked)
+        if reason := asked.never_waits():
+            raise InvalidRequest(f"{where}debounce.max_wait", reason)
+        return asked
+
+    def check_size(self, raw: msgspec.Raw, what: str) -> None:
+        """TooLarge for what is given to a job or a workflow, if it is over the limit of a payload."""
+        if len(raw) > self._max_payload_bytes:
+            raise TooLarge(what, len(raw), "max_payload_bytes", self._max_payload_bytes)
 
     def _payload(self, spec: TaskSpec, raw: msgspec.Raw, where: str, *, checked: bool) -> str:
         data = bytes(raw)
         if data == b"null":
             data = b"{}"
-        if len(data) > self._max_payload_bytes:
-            raise TooLarge(
-                f"{where}payload" if where else "the payload", len(data), "max_payload_bytes", self._max_payload_bytes
-            )
+        self.check_size(raw, f"{where}payload" if where else "the payload")
         try:
             text = data.decode()
             if checked:
@@ -211,7 +218,7 @@ class Intake:
         if s.run_at is not None:
             if s.run_at.tzinfo is None:
                 raise InvalidRequest(f"{where}run_at", "needs a time zone, such as 2026-01-31T12:00:00Z or …+01:00")
-            run_at = to_ms(s.run_at)
+            run_at, now_ms = to_ms(s.run_at), self._clock.wall_ms()
             if run_at - now_ms > DELAY_S_MAX * 1000:
                 raise InvalidRequest(f"{where}run_at", "is more than ten years away")
             return (State.SCHEDULED, run_at, 0) if run_at > now_ms else (State.QUEUED, None, 0)
@@ -238,7 +245,7 @@ def _waits(s: Submission, where: str, place: int) -> Waits | None:
 
 
 def _keys(
-    s: Submission, spec: TaskSpec, payload: str, debounce: Debounce | None, ttl_ms: int | None
+    s: Submission, spec: TaskSpec, payload: str, debounce: Debounce | None, ttl_ms: int | None, where: str
 ) -> tuple[str | None, SameJob | None]:
     """The job's concurrency key, and what it asks of the jobs that are there; None for none."""
     rules = spec.rules
@@ -247,9 +254,20 @@ def _keys(
         return short_key(s.concurrency_key), None
     if not rules.key_fields and unique is None and debounce is None:
         return None, None
+    _check_fields(s, spec, where)
     fields = msgspec.json.decode(payload)
     key = s.concurrency_key or concurrency_key(fields, rules.key_fields)
     return None if key is None else short_key(key), same_job(spec.name, fields, unique, debounce, ttl_ms)
+
+
+def _check_fields(s: Submission, spec: TaskSpec, where: str) -> None:
+    """A misspelt field is in no payload: all jobs would be the same by it. Those of the task were looked at when it was made."""
+    if spec.binding.takes_any:
+        return
+    for option, asked in (("unique", s.unique), ("debounce", s.debounce)):
+        for place, field in enumerate(asked.fields or () if isinstance(asked, (Unique, Debounce)) else ()):
+            if reason := misnamed(field, spec.binding.names):
+                raise InvalidRequest(f"{where}{option}.fields[{place}]", reason)
 
 
 def fingerprint(s: Submission, payload: str) -> str:
@@ -283,12 +301,13 @@ def submission_from_options(task: str, payload: str, options: Mapping[str, Any])
     """The submission that a call in Python asks for. InvalidRequest for an option that is none, or has a wrong type."""
     try:
         given = {name: _plain(value) for name, value in options.items() if value is not None}
+        given |= {name: in_seconds(given[name]) for name in ("unique", "debounce") if name in given}
         if isinstance(given.get("depends_on"), str):
             given["depends_on"] = [given["depends_on"]]
         submission = msgspec.convert({**given, "task": task, "payload": msgspec.Raw(payload.encode())}, Submission)
         msgspec.json.encode(submission)  # what came over HTTP is JSON; what comes from Python may be anything
     except msgspec.ValidationError as exc:
-        raise InvalidRequest("", str(exc)) from None
+        raise InvalidRequest(*in_words(exc, Submission, unknown="is no option of a submit")) from None
     except (TypeError, UnicodeEncodeError) as exc:
         raise InvalidRequest("", f"the options are not JSON: {exc}") from None
     return submission

@@ -22,7 +22,7 @@ from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.checkpoints import Checkpoints
 from miniflow.claiming import Claiming
-from miniflow.clock import Clock
+from miniflow.clock import SettledClock
 from miniflow.dependencies import Dependencies
 from miniflow.errors import JobCancelled, MiniFlowError, NotFound, TransitionRefused
 from miniflow.histogram import JobTimes
@@ -51,7 +51,7 @@ class Jobs:
         readahead: ReadAhead,
         running: Running,
         notices: Notices,
-        clock: Clock,
+        clock: SettledClock,
         *,
         queues: list[str],
         max_queue: int,
@@ -351,6 +351,7 @@ class Jobs:
             seq, state, queue, _ = find(tx, job_id)
             if state in (State.DEAD_LETTER, State.CANCELLED):
                 self.workflows.compensation.check_retry(tx, seq, job_id, state)
+                self.workflows.check_retry(tx, seq, job_id, state)
                 self.workflows.subworkflows.check_retry(tx, seq, job_id, state)
             if state is State.DEAD_LETTER:
                 self.replay(tx, [seq])

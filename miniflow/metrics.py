@@ -12,6 +12,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -28,6 +29,8 @@ from miniflow.registry import Registry
 from miniflow.schedule_queries import OUTCOMES, STATUSES, ScheduleQueries
 from miniflow.states import State
 from miniflow.writer import Writer, json_text
+
+Number = TypeVar("Number", int, float)
 
 LABELS_MAX = 200
 OTHER = "other"
@@ -80,12 +83,12 @@ class Labels:
             return name
         return OTHER
 
-    def summed(self, values: Mapping[str, int]) -> dict[str, int]:
+    def summed(self, values: Mapping[str, Number]) -> dict[str, Number]:
         """``values`` with those of all that share a label added up."""
-        summed: dict[str, int] = {}
+        summed: dict[str, Number] = {}
         for name, n in values.items():
             label = self.of(name)
-            summed[label] = summed.get(label, 0) + n
+            summed[label] = summed[label] + n if label in summed else n
         return summed
 
 
@@ -275,17 +278,32 @@ class Metrics:
         )
         yield _gauge("miniflow_deaf_threads", "Threads given up and still inside their job.", use.deaf)
         yield from _of_processes(use.processes)
-        held = CounterMetricFamily(
+        yield self._held(
             "miniflow_event_loop_held_seconds",
             "How late the event loop was while jobs of a task computed, added up over the looks, two a second.",
-            labels=["task"],
+            use.held_s,
         )
-        seconds: dict[str, float] = {}
-        for task, held_s in use.held_s.items():
-            seconds[self._tasks.of(task)] = seconds.get(self._tasks.of(task), 0.0) + held_s
-        for task, held_s in sorted(seconds.items()):
-            held.add_metric([task], held_s)
-        yield held
+        yield self._held(
+            "miniflow_async_loop_held_seconds",
+            "How long jobs of a task had the loop of async jobs without an await, where it was 20 ms or more.",
+            use.async_loop.held_s,
+        )
+        yield _gauge(
+            "miniflow_async_loop_lag_seconds",
+            "How late the loop of async jobs was at the last look; 0 while none runs.",
+            use.async_loop.lag_s,
+        )
+        yield _gauge(
+            "miniflow_async_loop_lag_max_seconds",
+            "How late the loop of async jobs was at most, in the last minute.",
+            use.async_loop.lag_max_s,
+        )
+
+    def _held(self, name: str, text: str, held_s: dict[str, float]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=["task"])
+        for task, seconds in sorted(self._tasks.summed(held_s).items()):
+            family.add_metric([task], seconds)
+        return family
 
     def _of_the_program(self) -> Iterator[Metric]:
         sizes = HistogramMetricFamily("miniflow_writer_group_size", "Operations that the writer committed together.")

@@ -57,6 +57,15 @@ class ProcessUse(NamedTuple):
     """Processes that jobs had left behind, and that were ended with them."""
 
 
+class LoopUse(NamedTuple):
+    """Of the loop of async jobs: how late it was at the last look, and at most in the last minute; and by task, for how many
+    seconds it has held it."""
+
+    lag_s: float
+    lag_max_s: float
+    held_s: dict[str, float]
+
+
 class WorkerUse(NamedTuple):
     """What the workers do at a moment."""
 
@@ -74,6 +83,7 @@ class WorkerUse(NamedTuple):
     held_s: dict[str, float]
     """By task, for how many seconds it has held up the event loop."""
     processes: ProcessUse = ProcessUse({}, 0, 0, 0, 0, 0, 0)
+    async_loop: LoopUse = LoopUse(0.0, 0.0, {})
 
     @property
     def busy(self) -> dict[str, int]:

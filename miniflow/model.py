@@ -38,7 +38,7 @@ class NewJob(NamedTuple):
     fingerprint: str | None = None
     waits: Waits | None = None
     same: SameJob | None = None  # what it asks of the jobs that are there: ``unique``, ``debounce``
-    ruled: bool = False  # it has a key of a rule, so its row is as ``rule_statements.INSERT_RULED_JOBS`` takes it
+    ruled: bool = False  # it has a key of a rule
 
 
 class Accepted(NamedTuple):

@@ -6,13 +6,14 @@ import datetime as dt
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from miniflow.errors import InvalidRequest
 from miniflow.retry import RetryPolicy
+from miniflow.validation_errors import sentence
 
 SUBMIT_OPTIONS = (
     "queue", "priority", "delay", "run_at", "ttl", "timeout", "max_retries", "retry", "idempotency_key", "tags", "meta",
@@ -43,7 +44,7 @@ def retry_policy(value: object, what: str) -> RetryPolicy | None:
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             return msgspec.convert({"intervals": list(value)}, RetryPolicy)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {sentence(error, RetryPolicy)}") from error
     raise ValueError(f"{what} is a RetryPolicy, a dict of its fields or a list of seconds, got {value!r}")
 
 
@@ -79,8 +80,10 @@ def check_integer(what: str, value: object, least: int, most: int) -> None:
         raise ValueError(f"{what} is a whole number from {least} to {most}, got {value!r}")
 
 
-def check_exceptions(what: str, kinds: Sequence[Any]) -> None:
-    """TypeError, if one of ``kinds`` is no class of exceptions."""
+def exception_classes(value: object, what: str) -> tuple[type[BaseException], ...]:
+    """One class of exceptions, or several. TypeError, if one of them is none."""
+    kinds = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes, type)) else (value,)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise TypeError(f"{what} takes classes of exceptions, got {kind!r}")
+    return kinds

@@ -18,17 +18,18 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Union
 
 import msgspec
 
 from miniflow.errors import InvalidRequest
+from miniflow.validation_errors import choices, plain, quoted, read_validation_error
 
 NAMES_MAX = 20
 """Names of parameters listed in one message."""
-QUOTE_MAX = 100
-"""Characters of a client's own field name repeated to it in a message."""
+PARTLY_MAX = 100
+"""Kept of what a payload is that is known in part."""
 
 _CONTEXT = re.compile(r"(?:[\w.]+\.)?JobContext(?:\s*\|\s*None)?")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -41,8 +42,8 @@ class Binding:
     """How JSON becomes the arguments of one function. Made by ``bind_signature``; immutable and safe in any thread."""
 
     __slots__ = (
-        "_convert_extra", "_decode", "_defaults", "_empty_is_enough", "_extra", "_names", "_positional_only", "_schema",
-        "_signature", "_type", "_whole", "context_parameter", "description", "name",
+        "_convert_extra", "_decode", "_defaults", "_empty_is_enough", "_extra", "_names", "_partly", "_positional_only",
+        "_schema", "_signature", "_type", "_whole", "context_parameter", "description", "name",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +65,7 @@ class Binding:
         self._whole = whole
         self._extra = extra
         self._schema: dict[str, Any] | None = None
+        self._partly: dict[frozenset[str], Callable[[bytes], Any]] = {}  # for check_partly, by what comes later
         fields = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         self._names = tuple(p.name for p in fields)
         self._positional_only = tuple(p.name for p in fields if p.kind is p.POSITIONAL_ONLY)
@@ -103,6 +105,11 @@ class Binding:
         """The one parameter that takes the payload as it is, if there is such."""
         return self._whole
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether a field of any name is welcome: it takes the payload whole, or has ``**kwargs``."""
+        return self._whole is not None or self._extra is not _NO_EXTRA
+
     def check(self, raw: bytes | str) -> None:
         """Nothing if ``raw`` is a payload that the task can take; else ``InvalidRequest`` with the field and the reason."""
         if self._extra is not _NO_EXTRA:
@@ -111,6 +118,29 @@ class Binding:
         try:
             self._decode(raw)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            self._refuse(error)
+
+    def check_partly(self, given: Mapping[str, Any], later: Collection[str]) -> None:
+        """As ``check``, of a payload of which the fields ``later`` are not known yet."""
+        if self._whole is not None:
+            return
+        names = frozenset(later)
+        decode = self._partly.get(names)
+        if decode is None:
+            fields = [
+                (one.name, Any if one.name in names else one.type, *((None,) if not one.required else ()))
+                for one in msgspec.structs.fields(self._type)
+            ]
+            kind = msgspec.defstruct("Payload", fields, kw_only=True, forbid_unknown_fields=self._extra is _NO_EXTRA)
+            decode = msgspec.json.Decoder(kind).decode
+            if len(self._partly) < PARTLY_MAX:
+                self._partly[names] = decode
+        try:
+            decode(msgspec.json.encode(given))
+            if self._convert_extra is not None:
+                extra = {name: one for name, one in given.items() if name not in self._names and name not in names}
+                msgspec.convert(extra, self._convert_extra)
+        except (msgspec.ValidationError, RecursionError) as error:
             self._refuse(error)
 
     def arguments(self, raw: bytes | str) -> Arguments:
@@ -196,7 +226,7 @@ class Binding:
     # ------------------------------------------------------------------------------------------------ refusals
 
     def _unknown(self, field: str) -> InvalidRequest:
-        field = _quoted(field)
+        field = quoted(field)
         return InvalidRequest(f"payload.{field}", f"is not a parameter of task {self.name}; {self._takes()}")
 
     def _takes(self) -> str:
@@ -224,45 +254,11 @@ class Binding:
         if isinstance(error, RecursionError):
             raise InvalidRequest("payload", "is nested too deeply") from None
         if not isinstance(error, msgspec.ValidationError):
-            raise InvalidRequest("payload", f"is not valid JSON: {_plain(str(error))}") from None
+            raise InvalidRequest("payload", f"is not valid JSON: {plain(str(error))}") from None
         path, reason, unknown = read_validation_error(str(error))
         if unknown is not None:
             raise self._unknown(unknown) from None
-        raise InvalidRequest(f"payload{path}", reason) from None
-
-
-# ---------------------------------------------------------------------------------------------------- reading msgspec's errors
-
-_AT = re.compile(r"(?P<text>.*) - at `(?P<key>key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-
-
-def read_validation_error(text: str) -> tuple[str, str, str | None]:
-    """A text of ``msgspec.ValidationError`` as (path below the payload, reason, name of an unknown field of the payload).
-
-    msgspec offers no other form of it; this is the one place that knows its wording, and the tests go through all of it.
-    """
-    path = ""
-    if at := _AT.fullmatch(text):
-        text, path = at["text"], at["path"]
-        if at["key"]:
-            return path, f"{_plain(text)}, in a key", None
-    if missing := _MISSING.fullmatch(text):
-        return f"{path}.{missing[1]}", "is missing", None
-    if unknown := _UNKNOWN.fullmatch(text):
-        return f"{path}.{_quoted(unknown[1])}", "is not a known field", unknown[1] if not path else None
-    return path, _plain(text), None
-
-
-def _plain(text: str) -> str:
-    """Without the backquotes, and fit to follow a colon: a first word is lowered, an abbreviation stays."""
-    text = text.replace("`", "")
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
-
-
-def _quoted(name: str) -> str:
-    return name if len(name) <= QUOTE_MAX else name[:QUOTE_MAX] + "…"
+        raise InvalidRequest(f"payload{path}", reason + choices(self._type, path, reason)) from None
 
 
 # ---------------------------------------------------------------------------------------------------- reading the signature

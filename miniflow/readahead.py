@@ -81,6 +81,11 @@ class ReadAhead:
     def _hungry(self, lane: str) -> bool:
         return self._idle[lane] > 0 and not self._lanes[lane]
 
+    def lane_of(self, task: str, options: str | None) -> str:
+        """Where a job of ``task`` with these options runs."""
+        lane = self._lane_of(task)
+        return _own_lane(lane, options) or lane
+
     def push(self, rows: Iterable[Claimed]) -> None:
         """Offer claimed rows to the workers."""
         counts = dict.fromkeys(LANES, 0)
@@ -89,7 +94,7 @@ class ReadAhead:
         with self._lock:
             for row in rows:
                 lane = lanes.get(row.task) or lanes.setdefault(row.task, self._lane_of(row.task))
-                if row.options is not None and lane != "async" and (own := own_executor(row.options)) is not None:
+                if row.options is not None and (own := _own_lane(lane, row.options)) is not None:
                     lane = own
                     if own == "process":
                         self.has_process_tasks = self.process_jobs = True
@@ -219,6 +224,19 @@ class ReadAhead:
         """Whether the row is claimed and waits for a worker."""
         return seq in self._held
 
+    def place(self, seq: int) -> tuple[str, int] | None:
+        """The lane that a row waits in, and how many go before it there; None if it does not wait here. Linear: for those who
+        ask about one row."""
+        with self._lock:
+            if (loan := self._lent.get(seq)) is not None:  # to that process: no other one's rows go before it
+                return "process", next(n for n, row in enumerate(loan.rows) if row.seq == seq)
+            for lane, heap in self._lanes.items():
+                entry = next((entry for entry in heap if entry[3] == seq), None)
+                if entry is not None:
+                    lent = len(self._lent) if lane == "process" else 0
+                    return lane, lent + sum(other < entry for other in heap)
+        return None
+
     def discard(self, seq: int) -> Claimed | None:
         """Take one row out, if it was not begun."""
         with self._lock:
@@ -262,3 +280,8 @@ class ReadAhead:
         for heap in self._lanes.values():
             heap[:] = [entry for entry in heap if entry[3] in self._held]
             heapq.heapify(heap)
+
+
+def _own_lane(lane: str, options: str | None) -> str | None:
+    """That of a job which has an executor of its own, where ``lane`` is that of its task. Coroutines run as such."""
+    return None if lane == "async" else own_executor(options)

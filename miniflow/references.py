@@ -22,9 +22,11 @@ import msgspec
 from miniflow.errors import MiniFlowError
 
 NAME = r"[A-Za-z0-9_-]{1,100}"
-_REFERENCE = re.compile(r"\$?\$\{([^{}]*)\}")
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?:([^{}]*)\})?")
+"""One that is meant as it stands, one, or the beginning of one that does not end."""
 _WHOLE = re.compile(r"\$\{([^{}]*)\}")
 _CONDITION = re.compile(r"\s*(not\s+)?(\$\{[^{}]*\})(?:\s*(==|!=|<=|>=|<|>)\s*(.+?))?\s*", re.DOTALL)
+_INDEX = re.compile(r"-?[0-9]{1,9}")
 _ORDER = {"<": operator_of.lt, "<=": operator_of.le, ">": operator_of.gt, ">=": operator_of.ge}
 
 
@@ -50,12 +52,14 @@ OWN = {
 
 
 class Known(NamedTuple):
-    """What references lead to when the turn of a step has come; ``own`` is by the roots of ``OWN``."""
+    """What references lead to when the turn of a step has come; ``own`` is by the roots of ``OWN``. ``nested`` is how many more
+    steps of workflows that are steps are looked at, while a start is checked."""
 
     input: Any
     workflow: Mapping[str, Any]
     steps: Mapping[str, Any]
     own: Mapping[str, Any] = {}
+    nested: list[int] | None = None
 
 
 def parse(text: str) -> Reference:
@@ -72,13 +76,20 @@ def find(value: Any) -> Iterator[Reference]:
     """The references in all texts of a JSON value."""
     if isinstance(value, str):
         if "${" in value:
-            yield from (parse(hit[1]) for hit in _REFERENCE.finditer(value) if not hit[0].startswith("$$"))
+            yield from (_parse_hit(hit, value) for hit in _REFERENCE.finditer(value) if not hit[0].startswith("$$"))
     elif isinstance(value, dict):
         for one in value.values():
             yield from find(one)
     elif isinstance(value, list):
         for one in value:
             yield from find(one)
+
+
+def _parse_hit(hit: re.Match[str], text: str) -> Reference:
+    if hit[1] is None:
+        begins = text[hit.start() : hit.start() + 40]
+        raise BadReference(f"{begins!r}: ${{ without a }}; a ${{ that is meant as it stands is $${{")
+    return parse(hit[1])
 
 
 def is_one(text: str) -> bool:
@@ -105,7 +116,7 @@ def fill(value: Any, known: Known) -> Any:
 def _in_text(hit: re.Match[str], known: Known) -> str:
     if hit[0].startswith("$$"):
         return hit[0][1:]
-    found = look_up(parse(hit[1]), known)
+    found = look_up(_parse_hit(hit, hit.string), known)
     return found if isinstance(found, str) else msgspec.json.encode(found).decode()
 
 
@@ -123,7 +134,7 @@ def look_up(reference: Reference, known: Known) -> Any:
     for key in reference.path:
         if isinstance(value, Mapping) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.lstrip("-").isdigit() and -len(value) <= int(key) < len(value):
+        elif isinstance(value, list) and _INDEX.fullmatch(key) and -len(value) <= int(key) < len(value):
             value = value[int(key)]
         else:
             raise BadReference(f"${{{reference.text}}}: {said} has no {key!r}, it is {in_short(value)}")
@@ -182,17 +193,36 @@ def holds(condition: Condition, known: Known) -> bool:
         met = bool(left)
     else:
         right = look_up(condition.right, known) if isinstance(condition.right, Reference) else condition.right
-        met = _compare(left, condition.operator, right)
+        try:
+            met = _compare(left, condition.operator, right)
+        except RecursionError:
+            raise BadReference("what it compares is nested too deeply") from None
     return met != condition.negated
 
 
 def _compare(left: Any, operator: str, right: Any) -> bool:
     match operator:
         case "==":
-            return bool(left == right)
+            return _are_equal(left, right)
         case "!=":
-            return bool(left != right)
+            return not _are_equal(left, right)
     numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (left, right))
     if not numbers and not (isinstance(left, str) and isinstance(right, str)):
         raise BadReference(f"{in_short(left)} {operator} {in_short(right)}: only numbers, or texts, have an order")
     return bool(_ORDER[operator](left, right))
+
+
+def _are_equal(left: Any, right: Any) -> bool:
+    """As JSON, where true is not 1."""
+    if left != right:
+        return False
+    pairs = [(left, right)]
+    while pairs:
+        one, other = pairs.pop()
+        if isinstance(one, bool) != isinstance(other, bool):
+            return False
+        if isinstance(one, dict):
+            pairs += [(one[key], other[key]) for key in one]
+        elif isinstance(one, list):
+            pairs += zip(one, other, strict=True)
+    return True

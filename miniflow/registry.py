@@ -25,7 +25,7 @@ from miniflow import limits as limits_of
 from miniflow.contract import Declared
 from miniflow.errors import MiniFlowError, UnknownTask
 from miniflow.limits import Limits
-from miniflow.options import check_exceptions, check_integer, retry_policy, seconds, source_file, submit_options
+from miniflow.options import check_integer, exception_classes, retry_policy, seconds, source_file, submit_options
 from miniflow.payload import Binding, bind_signature
 from miniflow.programs import Program
 from miniflow.retry import RetryPolicy
@@ -110,7 +110,7 @@ class TaskSpec:
         for option in ("timeout", "ttl", "result_ttl", "failure_ttl", "heartbeat"):
             seconds(getattr(self, f"{option}_s"), f"{where}: {option}")
         _check_heartbeat(self.heartbeat_s, self.on_stall, where)
-        check_exceptions(f"{where}: no_retry_on", self.no_retry_on)
+        exception_classes(self.no_retry_on, f"{where}: no_retry_on")
         object.__setattr__(self, "chosen", self.chosen or self.executor is not None)
         if self.program is None:
             object.__setattr__(self, "executor", _executor(self.executor, self.function, where))
@@ -420,13 +420,13 @@ def task(
             name=chosen,
             function=function,
             binding=binding,
-            rules=task_rules(rules, where, binding.json_schema),
+            rules=task_rules(rules, where, binding.json_schema, _OPTIONS),
             queue=queue,
             priority=priority,
             timeout_s=seconds(timeout, f"{where}: timeout"),
             max_retries=max_retries,
             retry=retry_policy(retry, f"{where}: retry"),
-            no_retry_on=(no_retry_on,) if isinstance(no_retry_on, type) else tuple(no_retry_on),
+            no_retry_on=exception_classes(no_retry_on, f"{where}: no_retry_on"),
             ttl_s=seconds(ttl, f"{where}: ttl"),
             result_ttl_s=seconds(result_ttl, f"{where}: result_ttl"),
             failure_ttl_s=seconds(failure_ttl, f"{where}: failure_ttl"),
@@ -439,3 +439,6 @@ def task(
         return Task(spec)
 
     return register if function is None else register(function)
+
+
+_OPTIONS: tuple[str, ...] = tuple(inspect.signature(task).parameters)

@@ -31,6 +31,7 @@ from miniflow.errors import (
     TooManySteps,
     WorkflowChanged,
     WorkflowFailed,
+    words_of,
 )
 from miniflow.recording import (
     COMPLETED,
@@ -239,8 +240,7 @@ class Replay(Generic[R]):
 
     def _failed(self, one: Checkpoint, call: Call, exc: Exception) -> Checkpoint:
         error_type = type(exc).__name__
-        text = f"{error_type}: {exc}" if str(exc) else error_type
-        text = text.encode(errors="backslashreplace").decode()[:ERROR_CHARS_MAX]
+        text = words_of(exc).encode(errors="backslashreplace").decode()[:ERROR_CHARS_MAX]
         one = one._replace(failures=one.failures + 1, error_type=error_type, error=text)
         delay_ms = call.delay_ms(one.failures, exc)
         now_ms = self.record.now_ms()
@@ -370,7 +370,7 @@ def failure_of(one: Checkpoint, failed: tuple[int, ...], asked: int) -> StepFail
     again, and ``asked`` is how far the function had come."""
     error_type, error = one.error_type or "", one.error or ""
     if one.kind == "event":
-        failure: StepFailed = EventTimeout(one.name, one.idx, error_type, error, f"no event {one.name!r} {error}")
+        failure: StepFailed = EventTimeout(one.name, one.idx, error_type, error, error)
     elif one.kind == "workflow":
         words = f"workflow {one.name} ({one.child or 'deleted'}) did not end well: {error}"
         failure = WorkflowFailed(one.name, one.idx, error_type, error, words)

@@ -11,13 +11,14 @@ import msgspec
 
 from miniflow.attempts import Attempt
 from miniflow.clock import Clock, rfc3339
-from miniflow.holdups import ADVICE, Holdups
+from miniflow.holdups import ADVICE, ASYNC_ADVICE, Culprits, Holdups
 
 
 class Worker(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One that runs jobs, and the job it runs. ``running_for`` is in seconds. Threads, and slots for processes, are there all the
     time, coroutines while they run. Of a job that has a heartbeat, ``silent_for`` is how long it has been silent, in seconds.
-    ``holds_loop_for``: its task computes where requests are answered, and made them wait for up to so many seconds of late."""
+    ``holds_loop_for``: its task computes where requests are answered, and made them wait for up to so many seconds of late; or it
+    is an `async def` that does not await, and made all other async jobs wait."""
 
     id: str
     executor: str
@@ -43,7 +44,7 @@ class Slots(msgspec.Struct):
 
 
 class EventLoop(msgspec.Struct):
-    """How late the loop that answers requests is, in seconds, and which tasks have held it up for how long in all."""
+    """How late a loop is, in seconds, and which tasks have held it up for how long in all."""
 
     lag: float
     lag_max: float
@@ -60,11 +61,13 @@ class Roster:
         processes: Callable[[], Iterable[str]],
         running: Callable[[], list[Attempt]],
         holdups: Holdups,
+        async_holdups: Culprits,
     ) -> None:
         """``slots()`` is how many there may be, ``threads()`` are the ids of the threads that take jobs, ``processes()`` of those
         that wait for processes, ``running()`` the attempts under way."""
         self._clock, self._slots = clock, slots
-        self._threads, self._processes, self._running, self._holdups = threads, processes, running, holdups
+        self._threads, self._processes, self._running = threads, processes, running
+        self._holdups, self._async_holdups = holdups, async_holdups
 
     def __repr__(self) -> str:
         return f"<Roster [{len(self._running())} running | {self.slots}]>"
@@ -91,6 +94,8 @@ class Roster:
     def _busy(self, attempt: Attempt, executor: str, now_ms: int) -> Worker:
         claimed = attempt.claimed
         held_s = None if executor == "process" else self._holdups.worst_s(claimed.task)
+        if executor == "async":
+            held_s = max(self._async_holdups.worst_s(claimed.task) or 0.0, held_s or 0.0) or None
         return Worker(
             id=attempt.worker_id,
             executor=executor,
@@ -104,5 +109,5 @@ class Roster:
             silent_for=None if attempt.heartbeat_ms is None else attempt.silent_ms / 1000,
             stalled=attempt.stalled,
             holds_loop_for=held_s,
-            advice=None if held_s is None else ADVICE,
+            advice=None if held_s is None else ASYNC_ADVICE if executor == "async" else ADVICE,
         )

@@ -6,9 +6,11 @@ is an error then and not a surprise later. Keeping them is for ``gates`` and ``c
 
 from __future__ import annotations
 
+import datetime as dt
+import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
@@ -16,6 +18,7 @@ import msgspec
 
 from miniflow.retry import DELAY_S_MAX
 from miniflow.states import State
+from miniflow.validation_errors import sentence
 
 OnConflict = Literal["wait", "skip", "cancel_running", "keep_newest"]
 """What becomes of a job whose turn comes while all slots of its key are taken: it waits; it is cancelled; an older job that has a
@@ -83,6 +86,12 @@ class Debounce(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     wait: Seconds
     max_wait: Seconds | None = None
     fields: Fields | None = None
+
+    def never_waits(self) -> str | None:
+        """What is wrong with ``max_wait``; None if nothing is."""
+        if self.max_wait is None or self.max_wait >= self.wait:
+            return None
+        return f"is {self.max_wait:g}, less than wait, which is {self.wait:g}: no job would wait for another submit so long"
 
 
 class SameJob(NamedTuple):
@@ -153,7 +162,7 @@ class RuleOptions(TypedDict, total=False):
     ``concurrency``: how many jobs of the task run at once. ``rate``: how many begin in a period ("10/minute").
     ``concurrency_key``: the field of the payload (or several) by which at most ``concurrency_per_key`` (1) run at once, with what
     is done ``on_conflict``. ``unique``: True, a field, several, or the fields of Unique. ``debounce``: seconds, or the fields of
-    Debounce.
+    Debounce. Each of these seconds may be a timedelta.
     """
 
     concurrency: int | None
@@ -162,7 +171,7 @@ class RuleOptions(TypedDict, total=False):
     concurrency_per_key: int
     on_conflict: OnConflict
     unique: Unique | bool | str | Sequence[str] | Mapping[str, Any] | None
-    debounce: Debounce | float | Mapping[str, Any] | None
+    debounce: Debounce | float | dt.timedelta | Mapping[str, Any] | None
 
 
 RULE_OPTIONS = tuple(RuleOptions.__annotations__)
@@ -189,15 +198,18 @@ class TaskRules:
 NO_RULES = TaskRules()
 
 
-def task_rules(options: RuleOptions, where: str, schema: Callable[[], Mapping[str, Any]]) -> TaskRules:
+def task_rules(
+    options: RuleOptions, where: str, schema: Callable[[], Mapping[str, Any]], others: Sequence[str] = ()
+) -> TaskRules:
     """The rules that ``options`` spell. ValueError naming the option; ``schema`` gives that of the payload, so that a field which
-    the task does not take is noticed."""
+    the task does not take is noticed. ``others`` are the options that are no rules: one of those may have been meant."""
     if not options:
         return NO_RULES
     for name in options:
         if name not in RULE_OPTIONS:
-            raise TypeError(f"{where}: {name} is no option of a task")
-    key = options.get("concurrency_key")
+            close = difflib.get_close_matches(name, [*RULE_OPTIONS, *others], n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"{where}: {name} is no option of a task{hint}")
     unique, debounce = _unique(options.get("unique"), where), _debounce(options.get("debounce"), where)
     conflict = options.get("on_conflict", "wait")
     if conflict not in ON_CONFLICT:
@@ -208,7 +220,7 @@ def task_rules(options: RuleOptions, where: str, schema: Callable[[], Mapping[st
     rules = TaskRules(
         concurrency=count(options.get("concurrency"), f"{where}: concurrency"),
         rate=None if rate is None else parse_rate(rate, f"{where}: rate"),
-        key_fields=(key,) if isinstance(key, str) else tuple(key or ()),
+        key_fields=_key_fields(options.get("concurrency_key"), f"{where}: concurrency_key"),
         per_key=count(options.get("concurrency_per_key"), f"{where}: concurrency_per_key") or 1,
         on_conflict=conflict,
         unique=unique,
@@ -237,8 +249,22 @@ def _check_fields(fields: Sequence[object], what: str, schema: Mapping[str, Any]
     for field in fields:
         if not isinstance(field, str) or not field:
             raise ValueError(f"{what} names fields of the payload, got {field!r}")
-        if schema.get("additionalProperties") is False and field.partition(".")[0] not in known:
-            raise ValueError(f"{what}: the task takes no {field.partition('.')[0]!r}; it takes {', '.join(known)}")
+        if schema.get("additionalProperties") is False and (reason := misnamed(field, known)):
+            raise ValueError(f"{what}: {reason}")
+
+
+def misnamed(field: str, taken: Collection[str]) -> str | None:
+    """Why ``field`` (``customer.id``) is none of a payload that has the fields ``taken`` and no others; None if it is one."""
+    name = field.partition(".")[0]
+    return None if name in taken else f"the task takes no {name!r}; it takes {', '.join(taken) or 'no fields'}"
+
+
+def _key_fields(value: Any, what: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, bytes) or not isinstance(value, Sequence):
+        raise ValueError(f"{what} is the name of a field of the payload, or several of them; got {value!r}")
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _unique(value: Any, where: str) -> Unique | None:
@@ -248,24 +274,40 @@ def _unique(value: Any, where: str) -> Unique | None:
         return Unique()
     if isinstance(value, str):
         value = [value]
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         value = {"fields": list(value)}
-    found: Unique = _converted(value, Unique, f"{where}: unique")
+    takes = "True, the name of a field of the payload or several, or a dict of fields, states, within and on_conflict"
+    found: Unique = _converted(value, Unique, f"{where}: unique", takes)
     return found
 
 
 def _debounce(value: Any, where: str) -> Debounce | None:
     if value is None:
         return None
-    given = {"wait": value} if isinstance(value, (int, float)) else value
-    found: Debounce = _converted(given, Debounce, f"{where}: debounce")
+    plain = in_seconds(value)
+    given = {"wait": plain} if isinstance(plain, (int, float)) and not isinstance(plain, bool) else plain
+    takes = "a number of seconds, a timedelta, or a dict of wait, max_wait and fields"
+    found: Debounce = _converted(given, Debounce, f"{where}: debounce", takes)
+    if reason := found.never_waits():
+        raise ValueError(f"{where}: debounce: max_wait {reason}")
     return found
 
 
-def _converted(value: Any, kind: Any, what: str) -> Any:
-    if isinstance(value, kind):
-        return value
+def _converted(value: Any, kind: Any, what: str, takes: str) -> Any:
+    """Also one that is of that kind: what it was made of was not looked at then."""
+    fields = in_seconds(value)
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{what} is {takes}; got {value!r}")
     try:
-        return msgspec.convert(dict(value), kind)
-    except (msgspec.ValidationError, TypeError, ValueError) as error:
-        raise ValueError(f"{what}: {error}") from error
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{what}: {sentence(error, kind)}") from error
+
+
+def in_seconds(value: Any) -> Any:
+    """A rule as it is written in Python, with seconds in place of timedeltas."""
+    if isinstance(value, (Unique, Debounce)):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: in_seconds(one) for name, one in value.items()}
+    return value.total_seconds() if isinstance(value, dt.timedelta) else value

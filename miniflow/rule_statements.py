@@ -131,17 +131,6 @@ META_DELETE = "DELETE FROM meta WHERE key = ?1"
 
 # ------------------------------------------------------------------------------------------------------------- submitting
 
-# As statements.INSERT_JOBS, with [18] concurrency_key and [19] unique_key.
-INSERT_RULED_JOBS = """
-INSERT INTO jobs (id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, relative, expires_at, request_id,
-                  options, tags, meta, description, idempotency_key, fingerprint, concurrency_key, unique_key,
-                  turn, created_at, updated_at, changed)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-       coalesce(value ->> 9, 0), value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15,
-       value ->> 16, value ->> 17, value ->> 18, value ->> 19, ?2, ?3, ?3, ?4
-FROM json_each(?1)
-"""
-
 # A question: [the new job's id, key, JSON array of states, created at or after]. The newest row of each state that fits answers.
 SAME_JOBS = """
 SELECT w.value ->> 0, j.id, j.seq
@@ -167,7 +156,7 @@ RETURNING run_at
 EXPLAINED = """
 SELECT seq, id, task, queue, priority, state, turn, lease, attempt, max_retries, run_at, expires_at, updated_at, completed_at,
        cancel_requested_at, last_error, concurrency_key, blocked, worker_id, started_at, timeout_ms,
-       stalled_at
+       stalled_at, options
 FROM jobs WHERE id = ?1
 """
 # How many go before (priority ?2, turn ?3, seq ?4) in a queue, counted up to ?5.

@@ -6,6 +6,7 @@ import msgspec
 
 from miniflow.attempts import Attempt
 from miniflow.checkpoints import Checkpoints, Run
+from miniflow.errors import InvalidRequest
 from miniflow.function_intake import FunctionIntake, function_submission
 from miniflow.operations import ThreadWaiter
 from miniflow.recording import Checkpoint, OwnWrites
@@ -46,7 +47,11 @@ class RunRecord:
         return self.run.id
 
     def now_ms(self) -> int:
-        return self._checkpoints.clock.now_ms()
+        clock = self._checkpoints.clock
+        if clock.jump_ms() and not self._writer.lent_here:
+            # A sleep is written twice, as a checkpoint and as a wait of the job: not before and after it was moved along.
+            self._writer.call("verb", lambda _: None)
+        return clock.now_ms()
 
     def load(self) -> list[Checkpoint]:
         _ = self.run  # read together
@@ -81,11 +86,14 @@ class RunRecord:
 
     def spawn(self, one: Checkpoint, input: str) -> Checkpoint:
         request_id = self._attempt.claimed.request_id
-        if self._flows.catalog.find(one.name) is not None and not self._intake.knows(one.name):
-            asked = WorkflowSubmission(definition=one.name, input=msgspec.Raw(input.encode()))
-            new = self._flows.workflow(asked, request_id=request_id)
-        else:
-            new = self._intake.run(function_submission(one.name, input, {}), request_id=request_id)
+        try:
+            if self._flows.catalog.find(one.name) is not None and not self._intake.knows(one.name):
+                asked = WorkflowSubmission(definition=one.name, input=msgspec.Raw(input.encode()))
+                new = self._flows.workflow(asked, request_id=request_id)
+            else:
+                new = self._intake.run(function_submission(one.name, input, {}), request_id=request_id)
+        except InvalidRequest as exc:
+            raise InvalidRequest("", f"workflow {one.name!r} cannot be spawned: {exc}") from None
         found: Checkpoint = self._writer.call("verb", self._checkpoints.spawn(self.run, one, new))
         return found
 

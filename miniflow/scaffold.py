@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from importlib.abc import Traversable
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from miniflow.errors import SettingsError

@@ -18,6 +18,7 @@ import msgspec
 
 from miniflow.errors import InvalidRequest, SettingsError
 from miniflow.timetable import zone
+from miniflow.validation_errors import sentence
 
 ENV_PREFIX = "MINIFLOW_"
 FILE = "miniflow.toml"
@@ -230,7 +231,9 @@ def _take(name: str, value: Any, origin: str, *, strict: bool) -> Any:
     try:
         return msgspec.convert(value, setting.kind, strict=strict)
     except msgspec.ValidationError as exc:
-        raise SettingsError(f"{origin}: {value!r} is no value for {name} ({setting.help}): {exc}") from None
+        raise SettingsError(
+            f"{origin}: {value!r} is no value for {name} ({setting.help}): {sentence(exc, setting.kind)}"
+        ) from None
 
 
 def _check_together(settings: Settings) -> None:

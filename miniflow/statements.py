@@ -15,16 +15,23 @@ from miniflow.compensation_statements import undone_of
 
 # ------------------------------------------------------------------------------------------------------------ submitting
 
-# A row: [id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, relative, expires_at, request_id,
-#         options, tags, meta, description, idempotency_key, fingerprint]; what is left off at the end is NULL.
+# As ``Transaction.insert`` takes it. ?1 turn, ?2 now, ?3 number; then a row: [id, task, queue, priority, state, payload, max_retries,
+# timeout_ms, run_at, relative, expires_at, request_id, options, tags, meta, description, idempotency_key, fingerprint,
+# concurrency_key, unique_key]; what is left off at the end is NULL.
 INSERT_JOBS = """
-INSERT INTO jobs (id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at, relative, expires_at, request_id,
-                  options, tags, meta, description, idempotency_key, fingerprint, turn, created_at, updated_at, changed)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-       coalesce(value ->> 9, 0), value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15,
-       value ->> 16, value ->> 17, ?2, ?3, ?3, ?4
-FROM json_each(?1)
+INSERT INTO jobs (turn, created_at, updated_at, changed, id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at,
+                  relative, expires_at, request_id, options, tags, meta, description, idempotency_key, fingerprint,
+                  concurrency_key, unique_key)
+VALUES (?1, ?2, ?2, ?3, ?, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(?, 0), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+JOB_COLUMNS = 20
+# Most jobs have no more than the first of them.
+INSERT_PLAIN_JOBS = """
+INSERT INTO jobs (turn, created_at, updated_at, changed, id, task, queue, priority, state, payload, max_retries, timeout_ms, run_at,
+                  relative, expires_at, request_id)
+VALUES (?1, ?2, ?2, ?3, ?, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(?, 0), ?, ?)
+"""
+PLAIN_JOB_COLUMNS = 12
 
 KEYS_IN_USE = """
 SELECT jobs.idempotency_key, jobs.id, jobs.fingerprint
@@ -431,10 +438,8 @@ SELECT max(started_at - created_at, 0), count(*) FROM jobs
 WHERE attempt = 1 AND started_at IS NOT NULL AND created_at >= ?1 AND created_at < ?2
   AND NOT EXISTS (SELECT 1 FROM edges WHERE child = jobs.seq) GROUP BY 1
 """
-# Milliseconds from accepted to completed of the last steps of chains, and how many took so long; of those accepted in [?1, ?2).
-TIMES_OF_CHAINS = """
-SELECT max(completed_at - created_at, 0), count(*) FROM jobs
-WHERE state = 'completed' AND created_at >= ?1 AND created_at < ?2
-  AND EXISTS (SELECT 1 FROM edges WHERE child = jobs.seq) AND NOT EXISTS (SELECT 1 FROM edges WHERE parent = jobs.seq)
-GROUP BY 1
+# Milliseconds from accepted to completed of workflows, and how many took so long; of those accepted in [?1, ?2).
+TIMES_OF_WORKFLOWS = """
+SELECT max(completed_at - created_at, 0), count(*) FROM workflows
+WHERE state = 'completed' AND created_at >= ?1 AND created_at < ?2 GROUP BY 1
 """

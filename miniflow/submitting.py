@@ -1,4 +1,4 @@
-"""How jobs come into the file: all that a group submits is one statement.
+"""How jobs come into the file: all that a group submits is a few statements.
 
 An idempotency key is looked up and taken in the same transaction, so two submits with one key cannot both be new, not even
 within a batch. Limits are checked before a row is written; a refused submit leaves nothing behind.
@@ -12,8 +12,8 @@ from miniflow import statements as sql
 from miniflow.errors import IdempotencyConflict, MiniFlowError, NotUnique, QueueFull, ShuttingDown, TooManyQueues
 from miniflow.model import Accepted, NewJob
 from miniflow.operations import Operation
-from miniflow.rule_statements import INSERT_RULED_JOBS
-from miniflow.states import WAITING, State
+from miniflow.states import WAITING
+from miniflow.tally import Tally
 from miniflow.uniqueness import SameJobs
 from miniflow.writer import Transaction, Writer, json_text
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONCURRENCY_KEY = 18
 """Its place in a row that has one."""
+NULLS = [None] * sql.JOB_COLUMNS
 
 
 class Submitting:
@@ -71,14 +72,27 @@ class Submitting:
     def add(self, tx: Transaction, jobs: list[NewJob], same: SameJobs | None = None) -> int:
         """Insert jobs that nothing speaks against: their limits and keys have been looked at, and ``same`` has asked for others
         like them, if that was to be asked. The seq of the first; the others follow."""
-        for job in jobs:
-            tx.count(job.state, job.queue)
-            tx.count("enqueued", job.task)
-        self._expect(tx, jobs)
+        self.expect(tx, Tally(jobs))
+        return self.write(tx, jobs, same)
+
+    def expect(self, tx: Transaction, tally: Tally, times: int = 1) -> None:
+        """Such jobs are coming, so many times: count them, and look at them when they are ready, due, or over."""
+        for name, label, n in tally.counts:
+            tx.count(name, label, n * times)
+        for run_at, expires_at in tally.times:
+            self._jobs.timers.expect(run_at, expires_at)
+        for queue, priority in tally.ready:
+            self._jobs.ready(tx, queue, priority)
+
+    def write(self, tx: Transaction, jobs: list[NewJob], same: SameJobs | None = None) -> int:
+        """As ``add``, of those that are expected already."""
         ruled = any(job.ruled for job in jobs)
         rows = [job.row if same is None else same.new_rows[job.id] for job in jobs]
-        insert = INSERT_RULED_JOBS if ruled else sql.INSERT_JOBS
-        tx.run(insert, json_text(rows), self._jobs.turn(tx), tx.now_ms, tx.number)
+        insert, width = sql.INSERT_PLAIN_JOBS, sql.PLAIN_JOB_COLUMNS
+        if any(len(row) > width for row in rows):
+            insert, width = sql.INSERT_JOBS, sql.JOB_COLUMNS
+        whole = [row + NULLS[: width - len(row)] for row in rows]
+        tx.insert(insert, whole, self._jobs.turn(tx), tx.now_ms, tx.number)
         first = tx.first_of(len(rows))
         if ruled and any(len(row) > CONCURRENCY_KEY and row[CONCURRENCY_KEY] is not None for row in rows):
             self._jobs.rules.a_key_came(tx)
@@ -103,17 +117,6 @@ class Submitting:
         for queue in new:
             tx.count("queue", queue)
         return None
-
-    def _expect(self, tx: Transaction, jobs: list[NewJob]) -> None:
-        """New rows are coming: look at them when they are ready, due, or over."""
-        ready: set[tuple[str, int]] = set()
-        for job in jobs:
-            if job.state is State.QUEUED:
-                ready.add((job.queue, job.priority))
-            if job.run_at is not None or job.expires_at is not None:
-                self._jobs.timers.expect(job.run_at, job.expires_at)
-        for queue, priority in ready:
-            self._jobs.ready(tx, queue, priority)
 
 
 def _resolve_same(

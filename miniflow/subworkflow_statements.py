@@ -77,9 +77,10 @@ SELECT w.number, w.state FROM whole CROSS JOIN workflows w ON w.number = whole.n
 
 # --------------------------------------------------------------------------------------------------------------- reading
 
-# Of the steps of a workflow that are workflows, and of the items of such: [idx, role, the newest one's id, state, changed, created_at]
+# Of the steps of a workflow that are workflows, and of the items of such: [idx, role, the newest one's id, state, changed, created_at,
+# name, error]
 CHILDREN_OF_WORKFLOW = """
-SELECT s.idx, s.role, c.id, c.state, c.changed, c.created_at
+SELECT s.idx, s.role, c.id, c.state, c.changed, c.created_at, c.name, c.error
 FROM steps s INDEXED BY steps_of_workflow
 CROSS JOIN workflows c ON c.number = (SELECT max(number) FROM workflows INDEXED BY workflows_of_parent WHERE parent = s.job)
 WHERE s.workflow = ?1 AND s.kind = 'workflow' ORDER BY s.job

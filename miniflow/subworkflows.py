@@ -5,7 +5,7 @@ is started in that transaction, and counted beside the steps of the one that it 
 The transaction in which it ends is the one in which the step ends: completed, with what the workflow returns, or not, with the
 reason. Who stops the whole stops it too: when the job that stands for it is cancelled, for whatever reason, it is cancelled.
 
-A retry of the whole retries it; where it has undone what it did, it is started anew.
+A retry of the whole retries it; where it has undone what it did, it is started anew, as it was defined.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import msgspec
 from miniflow import references
 from miniflow import subworkflow_statements as sql
 from miniflow import workflow_statements as workflow_sql
-from miniflow.errors import TransitionRefused
+from miniflow.errors import InvalidRequest, TransitionRefused
 from miniflow.expansion import Turn
 from miniflow.expansion_statements import ADD_BESIDE, SET_ITEMS
 from miniflow.function_intake import FunctionSubmission
 from miniflow.references import BadReference, Known
 from miniflow.states import State
-from miniflow.workflow_graph import Step, WorkflowSubmission, decode_step
+from miniflow.workflow_catalog import Kept
+from miniflow.workflow_graph import Step, WorkflowSubmission, decode_definition, decode_step, said_of_child
 from miniflow.workflow_intake import NewWorkflow, Slot, about
 from miniflow.writer import Transaction, json_text
 
@@ -36,6 +37,7 @@ WHATEVER_WAITS = -1
 """For ``Submitting.refusal``: what belongs to a workflow that was accepted is not refused for what waits."""
 
 _decode = msgspec.json.Decoder().decode
+_decode_before = msgspec.json.Decoder(tuple[int | None, msgspec.Raw]).decode
 
 
 class Child(NamedTuple):
@@ -98,21 +100,32 @@ class Subworkflows:
         slot = None
         if turn.schedule is not None and turn.scheduled_for is not None:
             slot = Slot(turn.schedule, turn.scheduled_for)
-        if self.functions is not None and self.functions.knows(step.workflow or ""):
-            asked = FunctionSubmission(
-                workflow=step.workflow or "",
-                input=wanted.input,
-                timeout=step.timeout,
-                meta=step.meta,
-                description=step.description,
-            )
-            new = self.functions.run(asked, request_id=turn.request_id, slot=slot, parent=turn.seq)
-        else:
-            new = self.intake.workflow(wanted, request_id=turn.request_id, slot=slot, parent=turn.seq)
+        try:
+            new = self._new(turn, wanted, slot)
+        except InvalidRequest as exc:  # its path is one of that workflow
+            raise BadReference(f"workflow {step.workflow}: {exc}") from None
         refusal = self._jobs.submitting.refusal(tx, new.jobs, WHATEVER_WAITS)
         if refusal is not None:
             raise refusal
         return Begun(turn, new, given)
+
+    def _new(self, turn: Turn, wanted: WorkflowSubmission, slot: Slot | None) -> NewWorkflow:
+        assert self.intake is not None
+        name = wanted.definition or ""
+        if turn.before is not None:  # it is started anew, as it was defined then
+            version, text = _decode_before(turn.before)
+            of = Kept(name, version, decode_definition(bytes(text).decode()))
+            return self.intake.workflow(wanted, request_id=turn.request_id, of=of, slot=slot, parent=turn.seq)
+        if self.functions is not None and self.functions.knows(name):
+            asked = FunctionSubmission(
+                workflow=name,
+                input=wanted.input,
+                timeout=wanted.timeout,
+                meta=wanted.meta,
+                description=wanted.description,
+            )
+            return self.functions.run(asked, request_id=turn.request_id, slot=slot, parent=turn.seq)
+        return self.intake.workflow(wanted, request_id=turn.request_id, slot=slot, parent=turn.seq)
 
     def insert(self, tx: Transaction, begun: list[Begun]) -> None:
         """Write the workflows, and which steps they are."""
@@ -122,12 +135,12 @@ class Subworkflows:
         for one in begun:
             beside[one.turn.workflow] = beside.get(one.turn.workflow, 0) + 1
         tx.run(ADD_BESIDE, json_text(list(beside.items())), tx.now_ms, tx.number)
-        self._jobs.workflows.add(tx, [one.new for one in begun])
+        self._jobs.workflows.starting.add(tx, [one.new for one in begun])
 
     # --------------------------------------------------------------------------------------------------------------- ending
 
     def ended(self, tx: Transaction, parents: list[int]) -> None:
-        """The workflows of these steps have ended, and so do the steps, unless what they are of is paused."""
+        """The workflows of these steps have ended, and so do the steps."""
         tx.run(sql.COUNT_ENDED_CHILDREN, json_text(parents), tx.now_ms, tx.number)
         self._jobs.dependencies.release(tx, parents)
         self._jobs.dependencies.settle(tx)
@@ -147,9 +160,7 @@ class Subworkflows:
                 except BadReference as exc:
                     reasons[child.seq] = f"the output of workflow {child.name} {child.id} cannot be made: {exc}"
             elif child.state != "running":
-                reasons[child.seq] = f"workflow {child.name} {child.id} is {child.state}" + (
-                    f": {child.error}" if child.error else ""
-                )
+                reasons[child.seq] = said_of_child(child.name, child.id, child.state, child.error)
         if well:
             rows = json_text([(child.seq, output) for child, output in well])
             tx.run(sql.RETURN_IF_PENDING, rows, tx.now_ms, tx.number)

@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import contextvars
 import datetime as dt
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,6 @@ from miniflow import statements as sql
 from miniflow.answers import Job, LogLine, ResultNotReady, result_of
 from miniflow.attempts import Attempt, Claimed
 from miniflow.clock import ManualClock, rfc3339
-from miniflow.contract import Declared
 from miniflow.engine import Engine
 from miniflow.errors import NotFound, SettingsError
 from miniflow.executors import thread
@@ -40,6 +40,7 @@ from miniflow.loader import load_tasks
 from miniflow.queries import job_of_row
 from miniflow.registry import Registry, TaskSpec
 from miniflow.states import WAITING, State
+from miniflow.testing_tasks import TasksOfTest
 from miniflow.writer import Transaction
 
 JOBS_MAX = 10_000
@@ -50,41 +51,6 @@ EVERY_SEQ = (0, 2**63 - 1)
 
 AnyTask = str | registry.Task[Any, Any] | type[Any]
 """A task by its name, or as what ``@task`` made, or as a subclass of ``BaseJob``."""
-
-
-class _Tasks(Registry):
-    """The tasks of one test: those of the process, of a folder, and those that the test itself defines, which end with it."""
-
-    def __init__(self, outer: Registry) -> None:
-        super().__init__()
-        self._outer = outer
-        self.changed = True
-        self.replace_all(outer)
-
-    def add(self, spec: TaskSpec) -> None:
-        super().add(spec)
-        self.changed = True
-        if "<locals>" not in getattr(spec.function, "__qualname__", ""):
-            self._outer.add(spec)  # of a module that is imported just now, and never again
-
-    def declare(self, new: Declared) -> None:
-        if (new.definition.task or new.definition.workflow or "") in self._outer:  # of a module, as above
-            self._outer.declare(new)
-
-    @property
-    def schedules(self) -> list[Declared]:
-        """None: what a test submits is what runs, however far it moves the clock."""
-        return []
-
-    def take_up(self, specs: Iterable[TaskSpec]) -> None:
-        for spec in specs:
-            if self.find(spec.name) is not spec:
-                self._tasks = {**self._tasks, spec.name: spec}
-                self.changed = True
-
-    def take_up_new(self) -> None:
-        """What was registered behind our back, by another thread."""
-        self.take_up(spec for spec in self._outer if spec.name not in self)
 
 
 class _Engine(Engine):
@@ -135,7 +101,7 @@ class Harness:
             )
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._tasks = _Tasks(registry.active())
+        self._tasks = TasksOfTest(registry.active())
         if tasks is not None:
             self._tasks.take_up(tasks if isinstance(tasks, Registry) else load(tasks))
         self._settings = _settings(self.folder, options)
@@ -155,7 +121,7 @@ class Harness:
 
     def _start(self) -> _Engine:
         engine = _Engine(self._settings, clock=self.clock, specs=self._tasks)
-        engine.submitted = lambda spec: self._tasks.take_up([spec])
+        engine.submitted = self._submitted
         engine.accepted = lambda: self.drain() if self.inline else None
         engine.services.contained = (SystemExit,)  # Ctrl-C, and what ends a test, end the test
         elsewhere: dict[str, Any] = engine.services.elsewhere
@@ -216,7 +182,8 @@ class Harness:
         """Run all that is ready, and what that submits, until nothing is; the jobs as they were after each run, in order.
 
         What is not due is left alone: move the clock first, or have it moved on to what is due next, until nothing waits for
-        its time (``scheduled=True``). A job that fails is retried or buried, as ever; look at its ``status`` and ``last_error``.
+        its time or for a rate (``scheduled=True``). A job that fails is retried or buried, as ever; look at its ``status`` and
+        ``last_error``.
         """
         ran: list[Job] = []
         while True:
@@ -295,7 +262,19 @@ class Harness:
         if self._tasks.changed:
             self._tasks.changed = False
             self._engine.huey.adopt(self._tasks)
+        self._apply_limits(self._engine)
         return self._engine
+
+    def _submitted(self, spec: TaskSpec) -> None:
+        self._tasks.take_up([spec])
+        if self._engine is not None:
+            self._apply_limits(self._engine)
+
+    def _apply_limits(self, engine: _Engine) -> None:
+        """Before a job of theirs comes in: those of tasks that were defined since the start."""
+        if self._tasks.limited:
+            self._tasks.limited = False
+            engine.writer.call("verb", engine.jobs.rules.apply)
 
     def _spec(self, task: AnyTask) -> TaskSpec:
         self._tasks.take_up_new()
@@ -357,11 +336,13 @@ class Harness:
         return self._running.begin(claimed, "test")
 
     def _to_what_is_due(self) -> bool:
-        """Move the clock to when the next job becomes ready; False if none waits for its time."""
-        ((due_ms,),) = self._look(lambda tx: tx.run(sql.NEXT_DUE))
-        if due_ms is None:
+        """Move the clock to when the next job becomes ready, or a rate frees; False if none waits for that."""
+        claims = self._running.jobs.claims
+        ((due_ms,),), opens_at_ms = self._look(lambda tx: (tx.run(sql.NEXT_DUE), claims.opens_at_ms(tx)))
+        at_ms = opens_at_ms if due_ms is None else min(due_ms, opens_at_ms)
+        if at_ms == math.inf:
             return False
-        self.clock.advance(max(due_ms - self.clock.now_ms(), 0) / 1000)
+        self.clock.advance(max(at_ms - self.clock.now_ms(), 0) / 1000)
         return True
 
     def _counted(self, ran: int) -> int:

@@ -14,7 +14,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from miniflow import statements as sql
-from miniflow.clock import CLOCK_JUMP_MS, Clock
+from miniflow.clock import CLOCK_JUMP_MS, SettledClock
 from miniflow.dependency_statements import SHIFT_PENDING
 from miniflow.states import State
 from miniflow.writer import Transaction, Writer
@@ -28,12 +28,11 @@ SWEEP_MAX = 1000  # rows promoted or expired in one group: a sweep must not hold
 
 
 class Timers:
-    def __init__(self, jobs: Jobs, writer: Writer, clock: Clock) -> None:
+    def __init__(self, jobs: Jobs, writer: Writer, clock: SettledClock) -> None:
         self._jobs, self._clock = jobs, clock
         self._next_due_ms = self._next_expiry_ms = math.inf
-        self.offset_ms = clock.offset_ms()
         self.paused = False  # nothing becomes due, nothing expires: nobody is there who would run it
-        writer.every_group(self._watch_clock, due_in_s=lambda: 0 if self._jump_ms() else math.inf)
+        writer.every_group(self._watch_clock, due_in_s=lambda: 0 if clock.jump_ms() else math.inf)
         writer.every_group(self._promote, due_in_s=lambda: self._in_s(self._next_due_ms))
         writer.every_group(self._expire, due_in_s=lambda: self._in_s(self._next_expiry_ms))
 
@@ -53,33 +52,36 @@ class Timers:
         """At start: was the clock set while we were away? Only the same boot of the machine can tell."""
         before = dict(tx.run(sql.META_OF_CLOCK))
         if boot_id and before.get("boot_id") == boot_id and isinstance(before.get("clock_offset_ms"), int):
-            self.offset_ms = before["clock_offset_ms"]
-            self._watch_clock(tx)
+            jump_ms = tx.offset_ms - before["clock_offset_ms"]
+            if abs(jump_ms) > CLOCK_JUMP_MS:
+                self._move_along(tx, jump_ms)
         tx.run(sql.META_PUT, "boot_id", boot_id)
-        tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
+        tx.run(sql.META_PUT, "clock_offset_ms", tx.offset_ms)
 
     # ----------------------------------------------------------------------------------------------------------- the steps
 
     def _in_s(self, ms: float) -> float:
         return math.inf if self.paused else (ms - self._clock.now_ms()) / 1000
 
-    def _jump_ms(self) -> int:
-        jump_ms = self._clock.offset_ms() - self.offset_ms
-        return jump_ms if abs(jump_ms) > CLOCK_JUMP_MS else 0
-
     def _watch_clock(self, tx: Transaction) -> None:
-        jump_ms = self._jump_ms()
+        jump_ms = self._clock.jump_ms()
         if not jump_ms:
             return
-        before = self.offset_ms
-        tx.on_rollback(lambda: setattr(self, "offset_ms", before))
-        self.offset_ms += jump_ms
+        self._move_along(tx, jump_ms)
+        tx.on_rollback(lambda: self._clock.settle(-jump_ms))
+        self._clock.settle(jump_ms)
+        tx.now_ms, tx.offset_ms = (
+            self._clock.reading()
+        )  # the rest of the group goes by the new time, as the rows do now
+        tx.run(sql.META_PUT, "clock_offset_ms", tx.offset_ms)
+
+    def _move_along(self, tx: Transaction, jump_ms: int) -> None:
         self._jobs.give_back(tx, lambda row: row.expires_at is not None)  # what is held has the old times
         tx.run(sql.SHIFT_RELATIVE_WAITS, jump_ms, tx.number)
         tx.run(sql.SHIFT_EXPIRIES, jump_ms, tx.number)
         tx.run(SHIFT_PENDING, jump_ms, tx.number)
         self._jobs.checkpoints.shift(tx, jump_ms)
-        tx.run(sql.META_PUT, "clock_offset_ms", self.offset_ms)
+        self._jobs.workflows.shift(tx, jump_ms)
         self.look(tx)
         log.warning(
             "the clock was set by %+.1f s; delays, backoffs and ttls go on as long as they were meant to",

@@ -85,7 +85,7 @@ class SameJobs:
         if isinstance(target, int):
             self._merges[target] = (target, job.row[PAYLOAD], job.run_at, job.same.max_wait_ms, job.same.ttl_ms)
         else:
-            _merge_into(self.new_rows[target.id], job, self._tx.now_ms)
+            _merge_into(self.new_rows[target.id], job)
 
     def write_merges(self) -> list[int]:
         """Give the payloads of those that came later to the jobs that are there; when those are due now."""
@@ -97,12 +97,11 @@ class SameJobs:
         ]
 
 
-def _merge_into(row: list[Any], job: NewJob, now_ms: int) -> None:
-    """Both came in one transaction: the row is not written yet."""
+def _merge_into(row: list[Any], job: NewJob) -> None:
+    """Both came in one transaction: the row is not written yet, and the longest wait, which is no shorter than the wait, is not
+    over."""
     same, run_at = job.same, job.run_at
     assert same is not None
     assert run_at is not None
-    if same.max_wait_ms is not None:
-        run_at = min(run_at, now_ms + same.max_wait_ms)
     row[PAYLOAD], row[RUN_AT] = job.row[PAYLOAD], run_at
     row[EXPIRES_AT] = None if same.ttl_ms is None else run_at + same.ttl_ms

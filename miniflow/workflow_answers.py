@@ -33,7 +33,10 @@ class WorkflowStep(Answer):
     skipped, or reused (of a rerun), or failed (items of it, or its workflow).
 
     Of a durable function it is what the function has asked for: ``kind`` is step, sleep, event, workflow or value, ``waits`` says
-    what it waits for, ``key`` is the idempotency key of a step, ``workflow_id`` the run that it has spawned."""
+    what it waits for, ``key`` is the idempotency key of a step, ``workflow_id`` the run that it has spawned.
+
+    What is over 64 KiB is None here, with its size in ``payload_bytes``, ``input_bytes`` and ``output_bytes``;
+    ``client.workflows.step(workflow, step)`` has it."""
 
     name: str
     index: int = 0
@@ -49,8 +52,11 @@ class WorkflowStep(Answer):
     attempt: int = 0
     max_retries: int | None = None
     payload: Any = None
+    payload_bytes: int | None = None
     input: Any = None
+    input_bytes: int | None = None
     output: Any = None
+    output_bytes: int | None = None
     progress: Any = None
     items: Items | None = None
     error: str | None = None
@@ -67,6 +73,7 @@ class ReceivedEvent(Answer):
 
     name: str
     payload: Any = None
+    payload_bytes: int | None = None
     received_at: dt.datetime | None = None
 
 
@@ -80,7 +87,9 @@ class Compensation(Answer):
     status: str = ""
     attempt: int = 0
     payload: Any = None
+    payload_bytes: int | None = None
     output: Any = None
+    output_bytes: int | None = None
     error: str | None = None
     started_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None

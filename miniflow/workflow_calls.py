@@ -15,7 +15,14 @@ from miniflow.calls import named, until_ended
 from miniflow.exchange import Ask, Flow, Give, Items, one, repeated, send, stream
 from miniflow.ids import uuid7
 from miniflow.trace_answers import Export, Trace
-from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowNotEnded, WorkflowPage
+from miniflow.workflow_answers import (
+    Workflow,
+    WorkflowDefinition,
+    WorkflowEvent,
+    WorkflowNotEnded,
+    WorkflowPage,
+    WorkflowStep,
+)
 
 PAGE = 100  # workflows in one request of list
 PATH = "/api/v1/workflows"
@@ -113,6 +120,10 @@ def wait(workflow: WorkflowRef, timeout_s: float | None) -> Flow[Workflow]:
     return until_ended(lambda wait_s: get(workflow, wait_s), timeout_s, WorkflowNotEnded)
 
 
+def step(workflow: WorkflowRef, step: int | str) -> Flow[WorkflowStep]:
+    return one(WorkflowStep, named(path_of(workflow, "/steps"), str(step)))
+
+
 def trace(workflow: WorkflowRef) -> Flow[Trace]:
     return one(Trace, path_of(workflow, "/trace"))
 
@@ -121,15 +132,16 @@ def otlp(workflow: WorkflowRef) -> Flow[Export]:
     return one(Export, path_of(workflow, "/trace"), params={"format": "otlp"})
 
 
-def page(*, name: str | None, status: str | None, limit: int, cursor: str | None) -> Flow[WorkflowPage]:
-    return one(WorkflowPage, PATH, params={"name": name, "status": status, "limit": limit, "cursor": cursor})
+def page(*, name: str | None, status: str | None, nested: bool, limit: int, cursor: str | None) -> Flow[WorkflowPage]:
+    which = {"name": name, "status": status, "nested": None if nested else "false"}
+    return one(WorkflowPage, PATH, params={**which, "limit": limit, "cursor": cursor})
 
 
-def all_pages(*, name: str | None, status: str | None, limit: int | None) -> Items[Workflow]:
+def all_pages(*, name: str | None, status: str | None, nested: bool, limit: int | None) -> Items[Workflow]:
     cursor, left = None, limit
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        found = yield from page(name=name, status=status, limit=size, cursor=cursor)
+        found = yield from page(name=name, status=status, nested=nested, limit=size, cursor=cursor)
         for workflow in found.items:
             yield Give(workflow)
         cursor = found.next_cursor

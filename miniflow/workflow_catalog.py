@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from miniflow.errors import InvalidRequest
-from miniflow.workflow_graph import Definition
+from miniflow.workflow_graph import Definition, WorkflowSubmission
 
 API, FILE = "api", "file"
 """Who defines it."""
@@ -84,3 +86,18 @@ class Catalog:
     def all(self) -> list[Kept]:
         """By name."""
         return [self._kept[name] for name in sorted(self._kept)]
+
+
+def definition_asked_for(s: WorkflowSubmission, of: Kept | None) -> Definition:
+    """The steps that are asked for, or those of the definition with what is asked for instead."""
+    if of is None:
+        if s.version is not None:
+            raise InvalidRequest("version", "is of a definition, and none is named")
+        if s.steps is None:
+            raise InvalidRequest("steps", "is missing; give them, or a definition that is kept")
+        return Definition(steps=s.steps, output=s.output, timeout=s.timeout, on_failure=s.on_failure)
+    for field in ("steps", "output"):
+        if getattr(s, field) not in (None, msgspec.UNSET):
+            raise InvalidRequest(field, "cannot be given together with definition, which has it; give one of the two")
+    changed = {name: getattr(s, name) for name in ("timeout", "on_failure") if getattr(s, name) is not None}
+    return msgspec.structs.replace(of.definition, **changed)

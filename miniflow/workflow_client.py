@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from miniflow import workflow_calls as calls
 from miniflow.exchange import AsyncCarryOut, AsyncIterate, CarryOut, Iterate
 from miniflow.trace_answers import Export, Trace
-from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowPage
+from miniflow.workflow_answers import Workflow, WorkflowDefinition, WorkflowEvent, WorkflowPage, WorkflowStep
 from miniflow.workflow_calls import DefinitionOptions, FunctionOptions, WorkflowOptions, WorkflowRef
 
 Steps = Sequence[Mapping[str, Any]]
@@ -95,6 +95,10 @@ class Workflows:
         """The workflow when it has ended, well or not. WorkflowNotEnded (a TimeoutError) after ``timeout`` seconds."""
         return self._run(calls.wait(workflow, timeout))
 
+    def step(self, workflow: WorkflowRef, step: int | str) -> WorkflowStep:
+        """One of its steps, by its index or its name, with what is left out of the workflow since it is long."""
+        return self._run(calls.step(workflow, step))
+
     def trace(self, workflow: WorkflowRef) -> Trace:
         """What took how long: the run, its steps, their attempts."""
         return self._run(calls.trace(workflow))
@@ -104,16 +108,23 @@ class Workflows:
         return self._run(calls.otlp(workflow))
 
     def list(
-        self, *, name: str | None = None, status: str | None = None, limit: int | None = None
+        self, *, name: str | None = None, status: str | None = None, nested: bool = True, limit: int | None = None
     ) -> Iterator[Workflow]:
-        """Workflows, newest first, without their steps; each page is asked for when it is needed."""
-        return self._iterate(calls.all_pages(name=name, status=status, limit=limit))
+        """Workflows, newest first, without their steps; each page is asked for when it is needed. ``nested=False``: without those
+        that are steps of others, or were spawned."""
+        return self._iterate(calls.all_pages(name=name, status=status, nested=nested, limit=limit))
 
     def page(
-        self, *, name: str | None = None, status: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        nested: bool = True,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> WorkflowPage:
         """A page of them."""
-        return self._run(calls.page(name=name, status=status, limit=limit, cursor=cursor))
+        return self._run(calls.page(name=name, status=status, nested=nested, limit=limit, cursor=cursor))
 
     def cancel(self, workflow: WorkflowRef) -> Workflow:
         """Cancel it. While a step runs, which is asked to stop, it is ``running`` still. Refused if it has ended otherwise."""
@@ -214,6 +225,10 @@ class AsyncWorkflows:
         """See ``Workflows.wait``."""
         return await self._run(calls.wait(workflow, timeout))
 
+    async def step(self, workflow: WorkflowRef, step: int | str) -> WorkflowStep:
+        """See ``Workflows.step``."""
+        return await self._run(calls.step(workflow, step))
+
     async def trace(self, workflow: WorkflowRef) -> Trace:
         """See ``Workflows.trace``."""
         return await self._run(calls.trace(workflow))
@@ -223,16 +238,22 @@ class AsyncWorkflows:
         return await self._run(calls.otlp(workflow))
 
     def list(
-        self, *, name: str | None = None, status: str | None = None, limit: int | None = None
+        self, *, name: str | None = None, status: str | None = None, nested: bool = True, limit: int | None = None
     ) -> AsyncGenerator[Workflow, None]:
         """See ``Workflows.list``."""
-        return self._iterate(calls.all_pages(name=name, status=status, limit=limit))
+        return self._iterate(calls.all_pages(name=name, status=status, nested=nested, limit=limit))
 
     async def page(
-        self, *, name: str | None = None, status: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        nested: bool = True,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> WorkflowPage:
         """See ``Workflows.page``."""
-        return await self._run(calls.page(name=name, status=status, limit=limit, cursor=cursor))
+        return await self._run(calls.page(name=name, status=status, nested=nested, limit=limit, cursor=cursor))
 
     async def cancel(self, workflow: WorkflowRef) -> Workflow:
         """See ``Workflows.cancel``."""

@@ -16,6 +16,7 @@ from miniflow.errors import InvalidRequest
 from miniflow.intake import EMPTY, Key, Seconds, Short, TraceParent
 from miniflow.references import BadReference
 from miniflow.retry import RetryPolicy
+from miniflow.validation_errors import in_words
 
 STEPS_MAX = 10_000
 ITEMS_MAX = 10_000
@@ -112,7 +113,8 @@ class Definition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
 def as_items(found: Any) -> list[Any]:
     """What for_each leads to, if it is a list that is not too long. BadReference."""
     if not isinstance(found, list):
-        raise BadReference(f"for_each leads to no list, but to {references.in_short(found)}")
+        hint = "; where a step may be skipped, give this one the same when" if found is None else ""
+        raise BadReference(f"for_each leads to no list, but to {references.in_short(found)}{hint}")
     if len(found) > ITEMS_MAX:
         raise BadReference(f"for_each leads to a list of {len(found):,}, and {ITEMS_MAX:,} are the most; go in parts")
     return found
@@ -123,9 +125,7 @@ def definition_of(body: bytes) -> Definition:
     try:
         return decode_definition(body)
     except msgspec.ValidationError as exc:
-        reason, _, path = str(exc).partition(" - at `$")
-        field, reason = path.rstrip("`").removeprefix("."), reason.replace("`", "")
-        raise InvalidRequest(field, reason[:1].lower() + reason[1:]) from None
+        raise InvalidRequest(*in_words(exc, Definition, unknown="is no field of a workflow")) from None
 
 
 def with_defaults(inputs: dict[str, Input] | None, given: Any) -> Any:
@@ -202,9 +202,7 @@ class Before(NamedTuple):
     sets: list[int]
 
     def place(self, name: str, n: int, where: str) -> int:
-        """That of the step ``name``, which step ``n`` refers to."""
-        if name not in self.places:
-            raise InvalidRequest(where.rstrip("."), f"refers to the step {name!r}, and there is none")
+        """That of the step ``name``, which there is, and which step ``n`` refers to."""
         if not self.sets[n] >> self.places[name] & 1:
             raise InvalidRequest(
                 f"{where}needs", f"does not lead to the step {name!r}, which the payload or the condition refers to"
@@ -236,9 +234,18 @@ def descendants(first: int, needs: list[list[int]]) -> set[int]:
 
 
 def not_before(definition: Definition, name: str) -> tuple[list[str], set[str]]:
-    """The names of all steps, and of those that run again if ``name`` does."""
+    """The names of all steps, and of those that run again if ``name`` does, which may be the number of a step."""
     names = names_of(definition.steps)
+    if name not in names and name.isascii() and name.isdigit() and len(name) < 9 and int(name) < len(names):
+        name = names[int(name)]
     if name not in names:
         raise InvalidRequest("from", f"there is no step {name!r}; there are {', '.join(names[:20])}")
     again = descendants(names.index(name), needs_of(definition.steps, names))
     return names, {names[n] for n in again}
+
+
+def said_of_child(name: str, child_id: str, state: str, error: str | None) -> str:
+    """How a workflow ended that is a step."""
+    return (
+        f"workflow {name} {child_id} {'failed' if state == 'failed' else f'was {state}'}{f': {error}' if error else ''}"
+    )

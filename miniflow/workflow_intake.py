@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from miniflow import limits, references
+from miniflow import references
 from miniflow.clock import rfc3339
-from miniflow.errors import InvalidRequest
+from miniflow.errors import InvalidRequest, UnknownTask
 from miniflow.ids import uuid7
 from miniflow.intake import EMPTY, Intake, Submission, checked_traceparent
 from miniflow.model import NewJob, Waits
 from miniflow.references import BadReference, Known
-from miniflow.registry import TaskSpec
 from miniflow.stand_ins import FOR_EACH, SUBWORKFLOW, stand_in
 from miniflow.states import State
-from miniflow.workflow_catalog import Catalog, Kept
+from miniflow.step_checks import check_executor, check_partly
+from miniflow.workflow_catalog import Catalog, Kept, definition_asked_for
 from miniflow.workflow_graph import (
     NULL,
     Definition,
@@ -34,22 +34,19 @@ from miniflow.workflow_graph import (
 )
 from miniflow.workflow_plans import Plan, Plans, another, same_each_time
 from miniflow.workflow_scope import Graph, Later, referred
+from miniflow.workflow_shape import Shape, StepRow
 
 
 class NewWorkflow(NamedTuple):
-    """A workflow to be inserted: its row, its jobs in an order in which each comes after those it waits for, and the rows of
-    ``workflow_statements.INSERT_STEPS``."""
+    """A workflow to be inserted: its row, its jobs in an order in which each comes after those it waits for, and what else of
+    them is to be written."""
 
     id: str
     name: str
     row: list[Any]
     jobs: list[NewJob]
-    steps: list[list[Any]]
-    loose: list[str]
-    """Ids of pending jobs that wait for nobody: they have something to be filled in, or a condition."""
+    shape: Shape
     undoes: bool
-    expands: bool
-    """Whether a step of it stands for others."""
     nests: bool
     """Whether a step of it is a workflow."""
     timeout_ms: int | None = None
@@ -59,7 +56,16 @@ class NewWorkflow(NamedTuple):
     traceparent: str | None = None
     """That of the caller, if it named one."""
 
+    def row_at(self, now_ms: int) -> list[Any]:
+        """Its row, as ``workflow_statements.INSERT_WORKFLOWS`` takes it, of one that comes in now."""
+        deadline = None if self.timeout_ms is None else now_ms + self.timeout_ms
+        return [*self.row, self.kind, self.row[TOTAL] - self.row[DONE], deadline]
 
+
+TOTAL, DONE = 2, 13
+"""Places in the row of a workflow: how many steps it has, and how many of them are kept."""
+NESTED_LOOKED_AT = 200
+"""Steps of workflows that are steps are held against what these are given at a start, that many: it keeps the others waiting."""
 OF_TASKS = ("task", "type", "payload", "queue", "priority", "max_retries", "retry", "executor", "tags")
 """What a step that is a workflow has not."""
 
@@ -112,19 +118,17 @@ class WorkflowIntake:
         mark = _fingerprint(s) if s.idempotency_key is not None else None
         if of is None and s.definition is not None:
             of = self.catalog.get(s.definition, "definition")
-        definition, name = _definition(s, of), s.name or s.definition
+        definition, name = definition_asked_for(s, of), s.name or s.definition
         if name is None:
             raise InvalidRequest("name", "is missing")
+        self._intake.check_size(s.input, "input")
         given = with_defaults(definition.inputs, _decode(s.input))
-        known = Known(given, about(new_id, name, *(slot or (None, None))), kept)
+        known = Known(
+            given, about(new_id, name, *(slot or (None, None))), kept, nested=None if parent else [NESTED_LOOKED_AT]
+        )
         nests = self._check_nesting(None if of is None else of.name, definition)
         text = _encode(definition).decode()
-        plan = self._plans.find(text) or Plan(Graph.of(definition))
-        graph, made = plan.graph, self._steps(plan.graph, known, request_id, plan.made)
-        self._check_ends(graph, known)
-        if not kept:
-            self._plans.keep(text, plan)
-        jobs, rows, loose = _rows(graph, made, new_id)
+        jobs, shape = self._planned(definition, text, known, request_id)
         timeout_ms = max(round(definition.timeout * 1000), 1) if definition.timeout else None
         row = [
             new_id,
@@ -152,10 +156,8 @@ class WorkflowIntake:
             name,
             row,
             jobs,
-            rows,
-            loose,
+            shape,
             definition.undoes,
-            any(step.kind for step in made),
             nests,
             timeout_ms,
             s.idempotency_key,
@@ -165,16 +167,31 @@ class WorkflowIntake:
 
     def check(self, name: str, definition: Definition) -> None:
         """Whether a definition could be run, whatever its input: raises as ``workflow`` does."""
-        known = Known(Later(definition.inputs), about("", name, None, None), {})
+        known = Known(Later(definition.inputs), about("", name, None, None), {}, nested=[NESTED_LOOKED_AT])
         graph = Graph.of(definition)
         self._check_nesting(name, definition)
         self._steps(graph, known, None, {})
         self._check_ends(graph, known)
 
+    def _planned(
+        self, definition: Definition, text: str, known: Known, request_id: str | None
+    ) -> tuple[list[NewJob], Shape]:
+        """The jobs of a start, and what else of them is to be written."""
+        plan = self._plans.find(text) or Plan(Graph.of(definition))
+        if plan.whole is not None and not known.steps:
+            alike, shape = plan.whole
+            jobs = [another(job, request_id) for job in alike]
+        else:
+            jobs, shape = _shaped(plan.graph, self._steps(plan.graph, known, request_id, plan.made))
+        self._check_ends(plan.graph, known)
+        if not known.steps:
+            if len(plan.made) == len(jobs):
+                plan.whole = plan.whole or (jobs, shape)
+            self._plans.keep(text, plan)
+        return jobs, shape
+
     def _steps(self, graph: Graph, known: Known, request_id: str | None, same: dict[int, _Made]) -> list[_Made]:
         """In an order in which they can run, those that are not kept. ``same`` has, and gets, those that do not change."""
-        if len(same) == len(graph.order) and not known.steps:
-            return [_Made(old[0], another(old[1], request_id), *old[2:]) for old in map(same.__getitem__, graph.order)]
         places: dict[int, int] = {}
         made: list[_Made] = []
         for n in graph.order:
@@ -184,11 +201,7 @@ class WorkflowIntake:
             if old is None:
                 parents = tuple(places[one] for one in graph.needs[n] if one in places)
                 new = self._step(graph, n, known, request_id, Waits(parents) if parents else None)
-                if (
-                    new.kind is None
-                    and not known.steps
-                    and same_each_time(new.job, bytes(graph.definition.steps[n].payload))
-                ):
+                if new.kind is None and new.fixed and not known.steps and same_each_time(new.job):
                     same[n] = new
             else:
                 new = _Made(old[0], another(old[1], request_id), *old[2:])
@@ -210,24 +223,28 @@ class WorkflowIntake:
             return self._for_each(graph, n, known, request_id, waits)
         if step.max_parallel is not None:
             raise InvalidRequest(f"{where}max_parallel", "is of the items of for_each, and there is none")
-        field, template, given, wanted = self._given_field(step, where), None, step.given, set[str]()
+        field, template, given = self._given_field(step, where), None, step.given
+        condition, known = graph.condition(n, known)
+        wanted, fixed = condition.steps, condition.fixed
         if b"${" in bytes(given):
             value = _decode(given)
-            wanted, whole = referred(value, field, known)
-            if not whole:
+            found = referred(value, field, known)
+            graph.check_names(found.steps, field, n)
+            wanted, fixed = wanted | found.steps, fixed and found.fixed
+            if not found.whole:
                 template = bytes(given).decode()
             else:
                 try:
                     given = msgspec.Raw(_encode(references.fill(value, known)))
                 except BadReference as exc:
                     raise InvalidRequest(field, str(exc)) from None
-        refs = graph.refs(n, wanted, known)
+        refs = graph.refs(n, wanted)
         if step.workflow is not None:
-            self._check_input(step, given, where, whole=template is None)
+            self._check_input(step, given, where, known, whole=template is None)
             job = stand_in(SUBWORKFLOW, step, request_id, payload=bytes(given).decode() if template is None else "null")
             return _Made(n, job._replace(waits=waits), template, step.when, refs, "workflow")
-        job = self._job(step, given, request_id, where, checked=template is None, waits=waits)
-        return _Made(n, job, template, step.when, refs)
+        job = self._job(step, given, request_id, where, checked=template is None, known=known, waits=waits)
+        return _Made(n, job, template, step.when, refs, fixed=fixed)
 
     def _given_field(self, step: Step, where: str) -> str:
         """The field with what the task or the workflow is given. InvalidRequest for what is of the one and given to the other."""
@@ -244,7 +261,7 @@ class WorkflowIntake:
             self.catalog.get(step.workflow, f"{where}workflow")
         return f"{where}input"
 
-    def _check_input(self, step: Step, given: msgspec.Raw, where: str, *, whole: bool) -> None:
+    def _check_input(self, step: Step, given: msgspec.Raw, where: str, known: Known | None, *, whole: bool) -> None:
         """InvalidRequest for an input that the workflow of a step does not take, as far as that can be told."""
         name, value = step.workflow or "", _decode(given)
         try:
@@ -252,9 +269,28 @@ class WorkflowIntake:
                 if whole:
                     self._functions.check(name, given)
             elif whole or isinstance(value, dict):
-                with_defaults(self.catalog.get(name, "workflow").definition.inputs, value)
+                of = self.catalog.get(name, "workflow")
+                value = with_defaults(of.definition.inputs, value)
+                if whole and known is not None:
+                    self._check_nested(of, value, known)
         except InvalidRequest as exc:
             raise InvalidRequest(f"{where}{exc.field}", exc.reason) from None
+
+    def _check_nested(self, of: Kept, given: Any, known: Known) -> None:
+        """InvalidRequest for an input of a nested workflow that its steps would refuse; ``known`` is to the step that it is."""
+        steps = of.definition.steps
+        if known.nested is None or known.nested[0] < len(steps):  # it is found out when their turn comes
+            return
+        known.nested[0] -= len(steps)
+        graph, inner = Graph.of(of.definition), Known(given, {**known.workflow, "name": of.name}, {})
+        for n, step in enumerate(steps):
+            if step.workflow is None and step.for_each is None and (step.when or b"${" in bytes(step.payload)):
+                try:
+                    self._step(graph, n, inner, None, None)
+                except UnknownTask:  # it may be there by then
+                    continue
+                except InvalidRequest as exc:
+                    raise InvalidRequest("input", f"{of.name} would refuse it: {exc}") from None
 
     def _for_each(self, graph: Graph, n: int, known: Known, request_id: str | None, waits: Waits | None) -> _Made:
         """The job that stands for those of the items. Where the list is known already, each of them is looked at."""
@@ -265,11 +301,14 @@ class WorkflowIntake:
                 f"{step.for_each!r} is neither a list nor one reference to a list, as ${{steps.list}}",
             )
         field = self._given_field(step, where)
-        of_list, listed = referred(step.for_each, f"{where}for_each", known)
+        condition, known = graph.condition(n, known)
+        of_list, listed, _ = referred(step.for_each, f"{where}for_each", known)
+        graph.check_names(of_list, f"{where}for_each", n)
         given = _decode(step.given)
-        wanted, whole = referred(given, field, known, ("item", "index"))
+        wanted, whole, _ = referred(given, field, known, ("item", "index"))
+        graph.check_names(wanted, field, n)
         plain = not list(references.find(given))
-        model = self._item(step, step.given, request_id, where, checked=plain)
+        model = self._item(step, step.given, request_id, where, checked=plain, known=known)
         if listed:
             try:
                 items = as_items(references.fill(step.for_each, known))
@@ -281,15 +320,24 @@ class WorkflowIntake:
                     filled = msgspec.Raw(_encode(references.fill(given, own)))
                 except BadReference as exc:
                     raise InvalidRequest(field, f"for item {place}: {exc}") from None
-                self._item(step, filled, request_id, where, checked=True)
+                self._item(step, filled, request_id, where, checked=True, known=own)
         job = stand_in(FOR_EACH, step, request_id, queue=model.queue, priority=model.priority)
-        refs = graph.refs(n, wanted | of_list, known)
+        refs = graph.refs(n, wanted | of_list | condition.steps)
         return _Made(n, job._replace(waits=waits), None, step.when, refs, "for_each")
 
-    def _item(self, step: Step, given: msgspec.Raw, request_id: str | None, where: str, *, checked: bool) -> NewJob:
+    def _item(
+        self,
+        step: Step,
+        given: msgspec.Raw,
+        request_id: str | None,
+        where: str,
+        *,
+        checked: bool,
+        known: Known | None = None,
+    ) -> NewJob:
         if step.workflow is None:
-            return self._job(step, given, request_id, where, checked=checked)
-        self._check_input(step, given, where, whole=checked)
+            return self._job(step, given, request_id, where, checked=checked, known=known)
+        self._check_input(step, given, where, known, whole=checked)
         return stand_in(SUBWORKFLOW, step, request_id, payload=bytes(given).decode())
 
     def item(self, step: Step, given: msgspec.Raw, request_id: str | None) -> NewJob:
@@ -310,8 +358,8 @@ class WorkflowIntake:
         for n, step in enumerate(definition.steps):
             if step.compensate is not None:
                 own = ("output",) if step.for_each is None else ("output", "item", "index")
-                wanted = self._check_work(step.compensate, f"steps[{n}].compensate.", known, own)
-                graph.refs(n, wanted - {graph.names[n]}, known, with_condition=False)
+                here = graph.condition(n, known)[1]
+                graph.check_undoing(n, self._check_work(step.compensate, f"steps[{n}].compensate.", here, own))
         if definition.on_failure is not None:
             graph.check_names(self._check_work(definition.on_failure, "on_failure.", known, ()), "on_failure.payload")
 
@@ -320,14 +368,8 @@ class WorkflowIntake:
         whole, wanted = b"${" not in bytes(work.payload), set[str]()
         if not whole:
             value = _decode(work.payload)
-            wanted, _ = referred(value, f"{where}payload", known, own)
-            for one in references.find(value):
-                if one.root == "workflow" or (one.root == "input" and not isinstance(known.input, Later)):
-                    try:
-                        references.look_up(one, known)
-                    except BadReference as exc:
-                        raise InvalidRequest(f"{where}payload", str(exc)) from None
-        self._job(work, work.payload, None, where, checked=whole)
+            wanted = referred(value, f"{where}payload", known, own).steps
+        self._job(work, work.payload, None, where, checked=whole, known=known)
         return wanted
 
     def work(self, work: Work, payload: msgspec.Raw, request_id: str | None) -> NewJob:
@@ -342,35 +384,22 @@ class WorkflowIntake:
         where: str,
         *,
         checked: bool,
+        known: Known | None = None,
         waits: Waits | None = None,
     ) -> NewJob:
+        """With ``known`` a payload that is not ``checked``, since it is not whole, is checked as far as it is."""
         asked = Submission(
             task=work.task, type=work.type, payload=payload, queue=work.queue, priority=work.priority, timeout=work.timeout,
             max_retries=work.max_retries, retry=work.retry, tags=work.tags, meta=work.meta, description=work.description,
         )  # fmt: skip
-        own = None
+        spec, own = self._intake.registry.find(work.task or work.type or ""), None
         if work.executor is not None:
-            spec = self._intake.registry.find(work.task or work.type or "")
             if spec is not None:  # else it is refused for that
-                _check_executor(spec, work.executor, f"{where}executor")
+                check_executor(spec, work.executor, f"{where}executor")
             own = {"executor": work.executor}
+        if spec is not None and known is not None and not checked:
+            check_partly(spec, _decode(payload), known, where)
         return self._intake.job(asked, request_id=request_id, where=where, checked=checked, own=own, waits=waits)
-
-
-def _check_executor(spec: TaskSpec, wanted: str, field: str) -> None:
-    """InvalidRequest, if the task cannot be run so."""
-    if spec.executor == "command":
-        raise InvalidRequest(
-            field, f"cannot be {wanted}: {spec.name} is a command, and runs as a process of its own anyway"
-        )
-    if spec.executor == "async":
-        raise InvalidRequest(field, f"cannot be {wanted}: {spec.name} is an async def, which runs on the event loop")
-    if wanted == "process" and not spec.native:
-        raise InvalidRequest(field, f"cannot be process: {spec.name} is a task of huey's, which runs in a thread")
-    try:
-        limits.check(spec.limits, wanted, f"the task {spec.name}")
-    except ValueError as exc:
-        raise InvalidRequest(field, f"cannot be {wanted}: {exc}") from None
 
 
 class _Made(NamedTuple):
@@ -380,6 +409,8 @@ class _Made(NamedTuple):
     condition: str | None
     refs: str | None
     kind: str | None = None
+    fixed: bool = False
+    """Whether it is the same whatever the input is."""
 
 
 def about(workflow: str, name: str, schedule: str | None, scheduled_for: int | None) -> dict[str, Any]:
@@ -387,34 +418,18 @@ def about(workflow: str, name: str, schedule: str | None, scheduled_for: int | N
     return {"id": workflow, "name": name, "schedule": schedule, "scheduled_for": rfc3339(scheduled_for)}
 
 
-def _rows(graph: Graph, made: list[_Made], new_id: str) -> tuple[list[NewJob], list[list[Any]], list[str]]:
-    """The jobs of a workflow, the rows of its steps, and the ids of those jobs that wait for nothing but their turn."""
-    jobs, rows, loose = [], [], []
-    for step in made:
-        job, later = step.job, bool(step.template or step.condition or step.kind)
-        if later and job.waits is None:
+def _shaped(graph: Graph, made: list[_Made]) -> tuple[list[NewJob], Shape]:
+    """The jobs of a workflow, and what else of them is to be written."""
+    jobs, steps = [], []
+    for one in made:
+        step = StepRow(one.idx, graph.names[one.idx], one.template, one.condition, one.refs, one.kind)
+        job = one.job
+        if step.later and job.waits is None:
             job.row[4] = State.PENDING
             job = job._replace(state=State.PENDING)
-            loose.append(job.id)
         jobs.append(job)
-        name = graph.names[step.idx]
-        rows.append([job.id, new_id, step.idx, name, step.template, step.condition, step.refs, None, step.kind])
-    return jobs, rows, loose
-
-
-def _definition(s: WorkflowSubmission, of: Kept | None) -> Definition:
-    """The steps that are asked for, or those of the definition with what is asked for instead."""
-    if of is None:
-        if s.version is not None:
-            raise InvalidRequest("version", "is of a definition, and none is named")
-        if s.steps is None:
-            raise InvalidRequest("steps", "is missing; give them, or a definition that is kept")
-        return Definition(steps=s.steps, output=s.output, timeout=s.timeout, on_failure=s.on_failure)
-    for field in ("steps", "output"):
-        if getattr(s, field) not in (None, msgspec.UNSET):
-            raise InvalidRequest(field, "cannot be given together with definition, which has it; give one of the two")
-    changed = {name: getattr(s, name) for name in ("timeout", "on_failure") if getattr(s, name) is not None}
-    return msgspec.structs.replace(of.definition, **changed)
+        steps.append(step)
+    return jobs, Shape(jobs, steps)
 
 
 def _fingerprint(s: WorkflowSubmission) -> str:

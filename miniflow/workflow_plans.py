@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from miniflow.ids import uuid7
 from miniflow.model import NewJob
 from miniflow.registry import Registry
+from miniflow.workflow_shape import Shape
 
 PLANS_MAX = 256
 TEXT_CHARS_MAX = 16_384
@@ -24,11 +25,13 @@ Made = TypeVar("Made")
 
 
 class Plan(Generic[Graph, Made]):
-    """``made`` are the steps that are the same each time, by their place in the definition."""
+    """``made`` are the steps that are the same each time, by their place in the definition; ``whole`` is the workflow, if all of
+    them are. Its jobs may be on their way into the file: they are copied, and not written into."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.made: dict[int, Made] = {}
+        self.whole: tuple[list[NewJob], Shape] | None = None
 
     def __repr__(self) -> str:
         return f"<Plan [{len(self.made)} steps the same each time]>"
@@ -64,9 +67,9 @@ class Plans(Generic[Graph, Made]):
                 return
 
 
-def same_each_time(job: NewJob, payload: bytes) -> bool:
-    """Whether the job of a step depends on nothing but its definition: not on the time, nor on an input."""
-    return job.run_at is None and job.expires_at is None and b"${input" not in payload and b"${workflow" not in payload
+def same_each_time(job: NewJob) -> bool:
+    """Whether the job of a step does not depend on the time."""
+    return job.run_at is None and job.expires_at is None
 
 
 def another(job: NewJob, request_id: str | None) -> NewJob:

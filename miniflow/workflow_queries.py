@@ -8,6 +8,7 @@ import msgspec
 
 from miniflow import definition_statements as definition_sql
 from miniflow import expansion_statements as expansion_sql
+from miniflow import function_statements as function_sql
 from miniflow import references
 from miniflow import subworkflow_statements as subworkflow_sql
 from miniflow import workflow_statements as sql
@@ -17,12 +18,13 @@ from miniflow.errors import InvalidRequest, NotFound
 from miniflow.function_queries import run_of_function
 from miniflow.readers import Readers
 from miniflow.references import BadReference, Known
+from miniflow.starting import RUNNING, WORKFLOWS
 from miniflow.states import State
 from miniflow.step_shape import BadItem, Compensation, Items, ReceivedEvent, WorkflowStep
 from miniflow.workflow_catalog import Kept
-from miniflow.workflow_graph import Definition, Step, decode_definition, names_of
+from miniflow.workflow_graph import Definition, Step, decode_definition, names_of, said_of_child
 from miniflow.workflow_intake import NewWorkflow, about
-from miniflow.workflows import COMPLETED, RUNNING, STATES, WORKFLOWS
+from miniflow.workflows import CANCELLED, COMPLETED, STATES
 from miniflow.writer import Writer
 
 BEYOND = 1 << 62
@@ -30,15 +32,15 @@ BAD_SHOWN = 20
 """Items that did not end well, of one workflow."""
 UNDOING_AT = -2
 """Its place in a row of ``WORKFLOW``."""
-CHANGED, ROLE, KIND, ITEMS = -4, -3, -2, -1
+JOB, CHANGED, ROLE, KIND, ITEMS = -5, -4, -3, -2, -1
 """Their places in a row of ``STEPS_OF_WORKFLOW``."""
 _decode = msgspec.json.Decoder().decode
 
 
 class Workflow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are no ``steps``. That of a durable
-    function has the ``kind`` function, an ``output``, the ``events`` that were sent to it, and a ``parent_id`` if another run has
-    spawned it; its steps are what it has asked for so far."""
+    """A run of a workflow. ``current_step`` counts the steps that are done. In a list there are neither ``steps`` nor ``input``.
+    That of a durable function has the ``kind`` function, an ``output``, the ``events`` that were sent to it, and a ``parent_id``
+    if another run has spawned it; its steps are what it has asked for so far."""
 
     id: str
     name: str
@@ -103,7 +105,8 @@ class WorkflowQueries:
         definition = decode_definition(text)
         jobs = self.readers.point(sql.STEPS_OF_WORKFLOW, row[0])
         found.steps = _steps(definition, jobs, _decode(row[8]) if row[8] else {})
-        found.compensations = [_compensation(job) for job in jobs if job[ROLE] in ("undo", "on_failure")] or None
+        undoing = sorted((job for job in jobs if job[ROLE] in ("undo", "on_failure")), key=lambda job: int(job[JOB]))
+        found.compensations = [_compensation(job) for job in undoing] or None  # as they were made, so they run
         found.change = max([row[-1], *(job[CHANGED] for job in jobs)])
         if found.status == COMPLETED and not isinstance(definition.output, msgspec.UnsetType):
             try:
@@ -114,6 +117,28 @@ class WorkflowQueries:
             self._add_items(found, row[0])
             self._add_children(found, row[0])
         return found
+
+    def step(self, workflow_id: str, wanted: str) -> WorkflowStep:
+        """One of its steps, by its index or its name, with all that is long. NotFound."""
+        found = self.workflow(workflow_id)
+        by = {step.name: step for step in reversed(found.steps or ())}  # of several of one name the first
+        step = {**by, **{str(step.index): step for step in found.steps or ()}}.get(wanted)
+        if step is None:
+            raise NotFound("step", f"{wanted} of workflow {workflow_id}")
+        if found.kind == "function":
+            rows = self.readers.point(function_sql.LONG_OF_STEP, workflow_id, step.index) if step.output_bytes else []
+            payload, output = None, rows[0][0] if rows else None
+        else:
+            left_out = step.payload_bytes or step.input_bytes or step.output_bytes
+            rows = self.readers.point(sql.LONG_OF_STEP, workflow_id, step.index) if left_out else []
+            payload, output = rows[0] if rows else (None, None)
+        if step.payload_bytes:
+            step.payload, step.payload_bytes = _raw(payload), None
+        if step.input_bytes:
+            step.input, step.input_bytes = _raw(payload), None
+        if step.output_bytes:
+            step.output, step.output_bytes = _raw(output), None
+        return step
 
     def _output(self, wanted: msgspec.Raw, row: list[Any]) -> msgspec.Raw:
         """What one that has ended well returns, by its definition; BadReference if it refers to what is not there."""
@@ -138,13 +163,15 @@ class WorkflowQueries:
             if step is not None and step.items is not None:
                 step.items.done, step.items.failed, step.items.bad = ended - failed, failed, bad.get(idx)
                 step.started_at = rfc3339(begun)
-                if failed and step.status == State.CANCELLED:
+                if step.status == State.PENDING:
+                    step.status = State.QUEUED if begun is None else State.RUNNING
+                elif failed and step.status == State.CANCELLED and found.cancel_requested_at is None:
                     step.status = "failed"
 
     def _add_children(self, found: Workflow, number: int) -> None:
         """Which workflows the steps are that are such."""
         by_idx = {step.index: step for step in found.steps or ()}
-        for idx, role, child_id, state, changed, begun in self.readers.point(
+        for idx, role, child_id, state, changed, begun, name, error in self.readers.point(
             subworkflow_sql.CHILDREN_OF_WORKFLOW, number
         ):
             found.change = max(found.change or 0, changed)
@@ -152,10 +179,14 @@ class WorkflowQueries:
             if step is None or role != "step":
                 continue
             step.workflow_id, step.started_at = child_id, rfc3339(begun)
-            if state == RUNNING and step.status == State.PENDING:
+            if state == RUNNING:  # also while it is being cancelled, when the job that stands for it has ended already
                 step.status = RUNNING
+            elif state == CANCELLED and found.cancel_requested_at is not None:
+                continue
             elif state != COMPLETED and step.status == State.CANCELLED:
                 step.status = "failed"
+                # None: it was cancelled with the whole, while the other undid what it did.
+                step.error = step.error or said_of_child(name, child_id, state, error)
 
     def kept(self, name: str, version: int | None = None) -> Kept:
         """A version of a kept definition, or its newest. NotFound."""
@@ -207,8 +238,10 @@ class WorkflowQueries:
                 outputs[name] = None if result is None else _decode(result)
         return _workflow_of_row(tuple(row)), decode_definition(definition), outputs
 
-    async def page(self, *, name: str | None, status: str | None, limit: int, cursor: str | None) -> WorkflowPage:
-        """InvalidRequest for a status or a cursor that is none."""
+    async def page(
+        self, *, name: str | None, status: str | None, nested: bool, limit: int, cursor: str | None
+    ) -> WorkflowPage:
+        """``nested``: those too that are steps of others. InvalidRequest for a status or a cursor that is none."""
         if status is not None and status not in STATES:
             raise InvalidRequest("status", f"{status!r} is none of {', '.join(STATES)}")
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
@@ -221,11 +254,16 @@ class WorkflowQueries:
             (True, False): sql.LIST_WORKFLOWS_OF_NAME,
             (True, True): sql.LIST_WORKFLOWS_OF_NAME_AND_STATE,
         }[name is not None, status is not None]
-        rows = await self.readers.fetch(statement, below, limit + 1, *which)
+        rows = await self.readers.fetch(statement, below, limit + 1, int(nested), *which)
         more = str(rows[limit - 1][0]) if len(rows) > limit else None
         counted = self._writer.counters.get(WORKFLOWS, {})
-        total = None if name is not None else counted.get(status, 0) if status is not None else sum(counted.values())
-        return WorkflowPage(items=[_workflow_of_row(row) for row in rows[:limit]], next_cursor=more, total=total)
+        total = None
+        if name is None and nested:
+            total = counted.get(status, 0) if status is not None else sum(counted.values())
+        items = [_workflow_of_row(row) for row in rows[:limit]]
+        for one in items:
+            one.input = msgspec.UNSET  # it may be a megabyte
+        return WorkflowPage(items=items, next_cursor=more, total=total)
 
 
 def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:
@@ -325,8 +363,9 @@ def _steps(definition: Definition, jobs: list[Any], kept: dict[str, Any]) -> lis
 def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
     (
         idx, name, skipped, job_id, task, queue, state, attempt, max_retries, started_at, completed_at, last_error, progress,
-        payload, result, _changed, _role, kind, items,
+        payload, payload_bytes, result, output_bytes, _job, _changed, _role, kind, items,
     ) = row  # fmt: skip
+    given = kind == "workflow" and (items is not None or state != State.PENDING)
     return WorkflowStep(
         name=name,
         index=idx,
@@ -342,9 +381,12 @@ def _step(row: tuple[Any, ...], step: Step) -> WorkflowStep:
         attempt=attempt,
         max_retries=max_retries,
         payload=_raw(payload) if kind is None else msgspec.UNSET,
-        input=_raw(payload) if kind == "workflow" and (items is not None or state != State.PENDING) else msgspec.UNSET,
+        payload_bytes=payload_bytes if kind is None else None,
+        input=_raw(payload) if given else msgspec.UNSET,
+        input_bytes=payload_bytes if given else None,
         items=None if items is None or kind != "for_each" else Items(total=items, done=0, failed=0),
-        output=_raw(result) if result is not None or state != State.COMPLETED else msgspec.Raw(b"null"),
+        output=_raw("null" if result is None and output_bytes is None and state == State.COMPLETED else result),
+        output_bytes=output_bytes,
         progress=_raw(progress),
         error=last_error if state != State.COMPLETED else None,
         started_at=rfc3339(started_at),
@@ -362,7 +404,9 @@ def _compensation(row: tuple[Any, ...]) -> Compensation:
         status=step.status,
         attempt=step.attempt,
         payload=step.payload,
+        payload_bytes=step.payload_bytes,
         output=step.output,
+        output_bytes=step.output_bytes,
         error=step.error,
         started_at=step.started_at,
         completed_at=step.completed_at,

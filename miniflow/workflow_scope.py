@@ -19,14 +19,17 @@ class Later(NamedTuple):
 
 
 class Referred(NamedTuple):
-    """``steps`` are the names of those that a value refers to; it is ``whole`` if all that it refers to is known."""
+    """``steps`` are the names of those that a value refers to; it is ``whole`` if all that it refers to is known, and
+    ``fixed`` if nothing of it depends on the start, neither on its input nor on what else is known of it."""
 
     steps: set[str]
     whole: bool
+    fixed: bool
 
 
 def referred(value: Any, field: str, known: Known, own: tuple[str, ...] = ()) -> Referred:
-    """What a value refers to; of the roots that are known in some places only, ``own`` are here. InvalidRequest."""
+    """What a value refers to; of the roots that are known in some places only, ``own`` are here. InvalidRequest for what is no
+    reference, or leads nowhere as far as that is known."""
     try:
         return _referred(list(references.find(value)), field, known, own)
     except BadReference as exc:
@@ -44,8 +47,28 @@ def _referred(found: list[Reference], field: str, known: Known, own: tuple[str, 
                 raise InvalidRequest(
                     field, f"${{{one.text}}} refers to no input; there are {', '.join(names) or 'none'}"
                 )
+        elif one.root == "workflow" or (one.root == "input" and not isinstance(known.input, Later)):
+            references.look_up(one, known)
     steps = {one.step for one in found if one.step is not None} - known.steps.keys()
-    return Referred(steps, not steps and not later)
+    fixed = not any(one.root in ("input", "workflow") for one in found)
+    return Referred(steps, not steps and not later, fixed)
+
+
+def partly(value: dict[str, Any], known: Known) -> tuple[dict[str, Any], set[str]]:
+    """The fields of a payload, those filled in of which all is known, and the names of the others."""
+    given: dict[str, Any] = {}
+    later: set[str] = set()
+    for name, one in value.items():
+        roots = {hit.root for hit in references.find(one)}
+        if roots <= {"input"} and not (roots and isinstance(known.input, Later)):
+            given[name] = references.fill(one, known)
+        else:
+            given[name] = one
+            later.add(name)
+    return given, later
+
+
+UNCONDITIONAL = Referred(set(), True, True)
 
 
 class Graph(NamedTuple):
@@ -64,20 +87,42 @@ class Graph(NamedTuple):
         order = order_of(names, needs)
         return cls(definition, names, needs, order, before_of(names, needs, order))
 
-    def refs(self, n: int, wanted: set[str], known: Known, *, with_condition: bool = True) -> str | None:
-        """The places, as JSON, of the steps that step ``n`` refers to; its condition may name more than ``wanted``."""
-        where, when = f"steps[{n}].", self.definition.steps[n].when
-        if when is not None and with_condition:
-            try:
-                found = references.references_of(references.parse_condition(when))
-            except BadReference as exc:
-                raise InvalidRequest(f"{where}when", str(exc)) from None
-            wanted = wanted | _referred(found, f"{where}when", known).steps
-        places = sorted(self.before.place(name, n, where) for name in wanted)
+    def refs(self, n: int, wanted: set[str]) -> str | None:
+        """The places, as JSON, of the steps that step ``n`` refers to."""
+        places = sorted(self.before.place(name, n, f"steps[{n}].") for name in wanted)
         return json_text(places) if places else None
 
-    def check_names(self, wanted: set[str], field: str) -> None:
-        """InvalidRequest if one of these is no step."""
-        for name in wanted:
+    def condition(self, n: int, known: Known) -> tuple[Referred, Known]:
+        """What the condition of step ``n`` refers to, and what is known to the rest of the step: where the condition is known not
+        to hold, nothing of the input, which may not be fit for it. InvalidRequest for one that cannot be decided, as far as that
+        is known."""
+        field, when = f"steps[{n}].when", self.definition.steps[n].when
+        if when is None:
+            return UNCONDITIONAL, known
+        try:
+            condition = references.parse_condition(when)
+            found = _referred(references.references_of(condition), field, known)
+            is_skipped = found.whole and not references.holds(condition, known)
+        except BadReference as exc:
+            raise InvalidRequest(field, str(exc)) from None
+        self.check_names(found.steps, field, n)
+        return found, known._replace(input=Later(self.definition.inputs)) if is_skipped else known
+
+    def check_undoing(self, n: int, wanted: set[str]) -> None:
+        """InvalidRequest if what undoes step ``n`` refers to a step of ``wanted`` that may not have ended when that had."""
+        field = f"steps[{n}].compensate.payload"
+        self.check_names(wanted, field, n)
+        for name in sorted(wanted - {self.names[n]}):
+            if not self.before.sets[n] >> self.before.places[name] & 1:
+                raise InvalidRequest(
+                    field,
+                    f"refers to the step {name!r}; what undoes a step may refer to its own output, as ${{output}}, and to "
+                    "steps before it",
+                )
+
+    def check_names(self, wanted: set[str], field: str, n: int | None = None) -> None:
+        """InvalidRequest if one of these, which a field of step ``n`` refers to, is no step."""
+        for name in sorted(wanted):
             if name not in self.before.places:
-                raise InvalidRequest(field, f"refers to the step {name!r}, and there is none")
+                who = "" if n is None else f"the step {self.names[n]!r} "
+                raise InvalidRequest(field, f"{who}refers to the step {name!r}, and there is none")

@@ -10,8 +10,9 @@ all ended well, else failed (or cancelled, if somebody asked for that), with the
 All of it is in the transaction that ends the step, so a workflow is never between two steps: nor is one that is itself a step
 (``subworkflows``), since what it is a step of is looked at in turn. While no workflow runs it costs a look at a counter.
 
-A paused workflow makes no further step ready; what is queued or runs goes on. Retry lets dead steps run again and those that were
-cancelled wait again. A rerun is a new workflow, which takes over the outputs of the steps before the one that it begins with.
+A paused workflow makes no further step ready; what is queued or runs goes on, and what stands for others ends with them. An end
+ends the pause too. Retry lets dead steps run again and those that were cancelled wait again. A rerun is a new workflow, which
+takes over the outputs of the steps before the one that it begins with.
 """
 
 from __future__ import annotations
@@ -28,23 +29,21 @@ from miniflow import workflow_statements as sql
 from miniflow.cancelling import cancel_rows
 from miniflow.clock import Clock
 from miniflow.compensation import SAID_OF_STEP, Compensation
-from miniflow.errors import IdempotencyConflict, MiniFlowError, NotFound, ShuttingDown, TransitionRefused
+from miniflow.errors import MiniFlowError, NotFound, TransitionRefused
 from miniflow.expansion import Expanded, Expansion, Turn
-from miniflow.model import Accepted
-from miniflow.operations import Operation
 from miniflow.references import BadReference, Known
+from miniflow.starting import RUNNING, WORKFLOWS, Starting
 from miniflow.states import State
 from miniflow.subworkflows import Begun, Subworkflows
-from miniflow.trace_statements import SET_TRACEPARENTS
+from miniflow.workflow_graph import decode_definition, names_of
 from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.writer import Transaction, Writer, json_text
 
 if TYPE_CHECKING:
     from miniflow.jobs import Jobs
 
-WORKFLOWS = "workflows"
-"""The counter of workflows by state."""
-RUNNING, COMPLETED, FAILED, CANCELLED = STATES = ("running", "completed", "failed", "cancelled")
+COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
+STATES = (RUNNING, COMPLETED, FAILED, CANCELLED)
 OVERDUE_MAX = 100  # in one transaction
 
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -74,75 +73,10 @@ class Workflows:
         self._ended: list[int] = []  # rows that end in the transaction under way
         self._outer: list[int] = []  # rows that stand for workflows that do
         self._next_deadline_ms = math.inf
-        writer.handle("workflow", self._insert)
+        self.starting = Starting(jobs, self, writer)
 
     def __repr__(self) -> str:
         return f"<Workflows [{self._writer.counter(WORKFLOWS, RUNNING)} running]>"
-
-    # ---------------------------------------------------------------------------------------------------------- coming in
-
-    def _insert(self, tx: Transaction, ops: list[Operation]) -> None:
-        """Each operation has a NewWorkflow and gets an Accepted."""
-        if not self._jobs.accepting:
-            for op in ops:
-                op.error = ShuttingDown()
-            return
-        keys = [op.argument.key for op in ops if op.argument.key is not None]
-        in_use = (
-            {key: (one, mark) for key, one, mark in tx.run(sql.WORKFLOW_KEYS_IN_USE, json_text(keys))} if keys else {}
-        )
-        waiting = self._jobs.submitting.waiting()
-        fresh: list[NewWorkflow] = []
-        for op in ops:
-            new: NewWorkflow = op.argument
-            first = in_use.get(new.key) if new.key is not None else None
-            if first is not None:
-                if first[1] == new.fingerprint:
-                    op.value = Accepted(first[0], True)
-                else:
-                    op.error = IdempotencyConflict(new.key or "", first[0], "workflow")
-                continue
-            op.error = self._jobs.submitting.refusal(tx, new.jobs, waiting)
-            if op.error is not None:
-                continue
-            op.value = Accepted(new.id, False)
-            if new.key is not None:
-                in_use[new.key] = (new.id, new.fingerprint)
-            fresh.append(new)
-            waiting += len(new.jobs)
-        if fresh:
-            self.add(tx, fresh)
-
-    def add(self, tx: Transaction, fresh: list[NewWorkflow]) -> None:
-        """Insert workflows that nothing speaks against: their keys, and the limits of their jobs, have been looked at."""
-        rows = [(*new.row[:19], tx.now_ms, tx.number, *[*new.row[19:], None, None][:2]) for new in fresh]
-        tx.run_many(sql.INSERT_WORKFLOWS, rows)
-        number = tx.first_of(len(fresh))
-        traced = [(new.id, new.traceparent) for new in fresh if new.traceparent is not None]
-        if traced:
-            tx.run(SET_TRACEPARENTS, json_text(traced))
-        tx.count(WORKFLOWS, RUNNING, len(fresh))
-        seq = self._jobs.submitting.add(tx, [job for new in fresh for job in new.jobs])
-        steps: list[tuple[int | str | None, ...]] = []
-        edges: list[tuple[int, int, str, int]] = []
-        for new in fresh:
-            for place, (job, step) in enumerate(zip(new.jobs, new.steps, strict=True)):
-                steps.append((seq + place, number, *step[2:]))
-                if job.waits is not None:
-                    edges += [(seq + one, seq + place, job.waits.kind, k) for k, one in enumerate(job.waits.jobs)]  # type: ignore[operator]
-            seq += len(new.jobs)
-            number += 1
-        tx.run_many(sql.ADD_STEPS, steps)
-        self._jobs.dependencies.add_new_edges(tx, edges)
-        loose = [job_id for new in fresh for job_id in new.loose]
-        if loose:
-            self._jobs.dependencies.release(tx, _decode_seqs(tx.run(sql.SEQS_BY_ID, json_text(loose))[0][0]))
-        for new in fresh:
-            self.compensation.wanted |= new.undoes
-            self.expansion.wanted |= new.expands
-            self.subworkflows.wanted |= new.nests
-            if new.timeout_ms is not None:
-                self._next_deadline_ms = min(self._next_deadline_ms, tx.now_ms + new.timeout_ms)
 
     # ---------------------------------------------------------------------------------------------------------- advancing
 
@@ -199,8 +133,9 @@ class Workflows:
             self.subworkflows.ended(tx, parents)
             tx.on_rollback(self._outer.clear)
             self._outer += parents
-        checkpoints = self._jobs.checkpoints
-        checkpoints.ended(tx, [number for _, _, number, *_ in ended])
+        checkpoints, numbers = self._jobs.checkpoints, [number for _, _, number, *_ in ended]
+        tx.on_commit(lambda: checkpoints.paused.difference_update(numbers))
+        checkpoints.ended(tx, numbers)
         stopped = [number for _, _, number, asked, _ in ended if asked]
         for child in checkpoints.open_children(tx, stopped) if stopped else ():
             self._stop(tx, child, None)
@@ -221,10 +156,10 @@ class Workflows:
             if turn.items is not None:
                 (whole if turn.kind == "for_each" else children).append(seq)
                 continue
-            steps = {**(_decode(turn.kept) if turn.kept else {}), **_decode(turn.outputs or "{}")}
             said = about(turn.workflow, turn.workflow_name, turn.schedule, turn.scheduled_for)
-            known = Known(_decode(turn.input), said, steps)
             try:
+                steps = {**(_decode(turn.kept) if turn.kept else {}), **_decode(turn.outputs or "{}")}
+                known = Known(_decode(turn.input), said, steps)
                 if condition is not None and not references.holds(references.parse_condition(condition), known):
                     skipped.append(seq)
                     reasons[seq] = f"skipped: {condition} does not hold"
@@ -241,7 +176,7 @@ class Workflows:
                             f"the payload would be over the limit max_payload_bytes = {self._max_payload_bytes:,}"
                         )
                     payloads.append((seq, payload))
-            except MiniFlowError as exc:
+            except (MiniFlowError, RecursionError) as exc:  # outputs may be nested as deeply as JSON can be
                 reasons[seq] = f"step {turn.name} cannot begin: {exc}"
         if payloads:
             tx.run(sql.SET_PAYLOAD_IF_PENDING, json_text(payloads))
@@ -293,10 +228,17 @@ class Workflows:
 
         def verb(tx: Transaction) -> str:
             number, state, _, _, undoing_at, _ = self._find(tx, workflow_id)
+            # All that may refuse comes before the first change.
             if state not in (FAILED, CANCELLED):
                 remedy = "rerun it" if state == COMPLETED else "it has not failed yet"
                 raise TransitionRefused(workflow_id, "retry", state, remedy, kind="workflow")
             self.subworkflows.check_alone(tx, number, workflow_id, state)
+            lost = self._lost(tx, tx.run(sql.RUN_ON_WITH, number)[0][0])
+            if lost is not None:
+                whose = "" if lost[0] == number else f" of workflow {lost[1]}, which is a step of it,"
+                raise TransitionRefused(
+                    workflow_id, "retry", state, f"{lost[2]}{whose} is deleted; rerun it", "workflow"
+                )
             if undoing_at is not None:
                 self.compensation.forget(tx, number, workflow_id, state)
             # Some of it may end at once, so what waits is told when all of it runs again.
@@ -304,6 +246,28 @@ class Workflows:
             return RUNNING
 
         return verb
+
+    def check_retry(self, tx: Transaction, seq: int, job_id: str, state: str) -> None:
+        """TransitionRefused for a step of a workflow that could not end well any more: the job of another one is deleted."""
+        lost = self._lost(tx, tx.run(sql.AROUND_STEP, seq)[0][0]) if self.any else None
+        if lost is not None:
+            raise TransitionRefused(job_id, "retry", state, f"{lost[2]} of workflow {lost[1]} is deleted; rerun that")
+
+    @staticmethod
+    def _lost(tx: Transaction, numbers: str) -> tuple[int, str, str] | None:
+        """Of these workflows one of which a job is deleted: (number, id, what is deleted)."""
+        for number, one, kind, definition, kept, here, less, _ in tx.run(sql.WITH_LOST_STEP, numbers):
+            if kind == "function":
+                return number, one, "the job"
+            names = names_of(decode_definition(definition).steps)
+            known = {*(_decode(kept) if kept else ()), *(names[idx] for idx in _decode(here))}
+            gone = [name for name in names if name not in known]
+            return (
+                number,
+                one,
+                f"the job of the step {gone[0]}" if gone else f"the job of an item of the step {names[less]}",
+            )
+        return None
 
     def _retry(self, tx: Transaction, number: int) -> list[int]:
         """Answers the rows that are to wait again."""
@@ -328,9 +292,11 @@ class Workflows:
         """No further step becomes ready, nor one of a workflow that is a step of it; what is queued or runs goes on."""
 
         def verb(tx: Transaction) -> None:
-            number, state, *_ = self._find(tx, workflow_id)
+            number, state, cancelled_at, *_ = self._find(tx, workflow_id)
             if state != RUNNING:
                 raise TransitionRefused(workflow_id, "pause", state, kind="workflow")
+            if cancelled_at is not None:
+                raise TransitionRefused(workflow_id, "pause", state, "it is being cancelled", "workflow")
             numbers = [one for one, _ in self.subworkflows.whole(tx, number)]
             paused = [one for (one,) in tx.run(sql.PAUSE, json_text(numbers), tx.now_ms, tx.number)]
             tx.on_commit(lambda: self._jobs.checkpoints.paused.update(paused))
@@ -388,7 +354,9 @@ class Workflows:
             return
         again = self.expansion.revive(tx, seqs)
         self._jobs.dependencies.replayed(tx, again)
-        tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
+        counted = tx.run(sql.RECOUNT, json_text([number for number, *_ in rows]), tx.now_ms, tx.number)
+        paused = [number for number, paused_at in counted if paused_at is not None]
+        tx.on_commit(lambda: self._jobs.checkpoints.paused.update(paused))
         self._jobs.checkpoints.run_again(tx, seqs)
         for _, state, undo, _ in rows:
             self.compensation.wanted |= bool(undo)
@@ -419,6 +387,14 @@ class Workflows:
 
     # ---------------------------------------------------------------------------------------------------------- deadlines
 
+    def expect(self, new: NewWorkflow, now_ms: int) -> None:
+        """A new one is coming: what is to be looked at because of it."""
+        self.compensation.wanted |= new.undoes
+        self.expansion.wanted |= new.shape.expands
+        self.subworkflows.wanted |= new.nests
+        if new.timeout_ms is not None:
+            self._next_deadline_ms = min(self._next_deadline_ms, now_ms + new.timeout_ms)
+
     def due_in_s(self) -> float:
         return (self._next_deadline_ms - self._clock.now_ms()) / 1000
 
@@ -437,11 +413,19 @@ class Workflows:
         next_ms = tx.run(sql.NEXT_DEADLINE)[0][0]
         self._next_deadline_ms = math.inf if next_ms is None else next_ms
 
+    def shift(self, tx: Transaction, jump_ms: int) -> None:
+        """The clock was set: a timeout is a length of time, and goes on as long as it was meant to."""
+        tx.run(sql.SHIFT_DEADLINES, jump_ms)
+        self.look(tx)
+
     def stop_overdue(self, tx: Transaction) -> None:
         """Those whose time is over have failed; what is left of them is cancelled."""
         if self._next_deadline_ms > tx.now_ms:
             return
         tx.on_rollback(lambda: setattr(self, "_next_deadline_ms", 0))
+        # What has ended in this transaction has ended, and with it what stands for it.
+        self._jobs.dependencies.settle(tx)
+        self.settle(tx)
         for number, timeout_ms in tx.run(sql.OVERDUE, tx.now_ms, OVERDUE_MAX):
             self._stop(tx, number, f"it took longer than its timeout of {timeout_ms / 1000:g} s")
             tx.run(sql.FORGET_DEADLINE, number)

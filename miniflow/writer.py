@@ -34,6 +34,7 @@ from miniflow import statements, wal
 from miniflow.clock import Clock
 from miniflow.errors import StoreClosed, StoreError, StoreFull, StoreLocked, TransactionRefused
 from miniflow.histogram import Histogram
+from miniflow.inserting import insert
 from miniflow.notices import Changes
 from miniflow.operations import Bell, LoopWaiter, Operation, ThreadWaiter
 from miniflow.wal import die
@@ -68,9 +69,9 @@ class Undone(Exception):
 class Transaction:
     """One group, while it is being written: the connection, the deltas of the counters, and what to do after the commit."""
 
-    def __init__(self, connection: apsw.Connection, now_ms: int, last_number: int) -> None:
+    def __init__(self, connection: apsw.Connection, reading: tuple[int, int], last_number: int) -> None:
         self.connection = connection
-        self.now_ms = now_ms
+        self.now_ms, self.offset_ms = reading
         self._last_number = last_number
         self.deltas: dict[tuple[str, str], int] = {}
         self._after: list[Callable[[], None]] = []
@@ -80,9 +81,9 @@ class Transaction:
         """Execute one statement; its rows."""
         return self.connection.execute(sql, parameters).fetchall()
 
-    def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Execute one statement with the parameters of each row: quicker than a set where rows are wide and few."""
-        self.connection.executemany(sql, rows)
+    def insert(self, sql: str, rows: Sequence[Sequence[Any]], *shared: Any) -> None:
+        """As ``inserting.insert``."""
+        insert(self.connection, sql, rows, *shared)
 
     def first_of(self, count: int) -> int:
         """The number of the first of so many rows that the last statement has inserted. They are numbered without a gap: nobody
@@ -190,7 +191,7 @@ class Writer:
     def run_now(self, step: Step) -> None:
         """Run ``step`` as a transaction of its own in the calling thread. Before ``start`` only."""
         assert not self._thread.is_alive()
-        transaction = Transaction(self._connection, self._clock.now_ms(), self.counter(*CHANGES))
+        transaction = Transaction(self._connection, self._clock.reading(), self.counter(*CHANGES))
         with self._connection:
             step(transaction)
             self._add_to_counters(transaction)
@@ -345,7 +346,7 @@ class Writer:
             loop.flush()
 
     def _write(self, batch: list[Operation]) -> None:
-        transaction = Transaction(self._connection, self._clock.now_ms(), self.counter(*CHANGES))
+        transaction = Transaction(self._connection, self._clock.reading(), self.counter(*CHANGES))
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._fill(transaction, batch)

@@ -45,6 +45,13 @@ class FakeClock:
     def offset_ms(self) -> int:
         return self._offset_ms
 
+    def reading(self) -> tuple[int, int]:
+        offset_ms = self._offset_ms
+        return self._boot_ms + offset_ms, offset_ms
+
+    def wall_ms(self) -> int:
+        return self.now_ms()
+
     def advance(self, ms: int) -> None:
         """Time passes."""
         self._boot_ms += ms
@@ -52,6 +59,18 @@ class FakeClock:
     def set_wall(self, ms: int) -> None:
         """Somebody sets the clock by ``ms``: a jump, and no time passes."""
         self._offset_ms += ms
+
+
+class SetInAGroup(FakeClock):
+    """Somebody sets it by ``set_next`` milliseconds just after the next group has read it."""
+
+    set_next = 0
+
+    def reading(self) -> tuple[int, int]:
+        read, jump_ms = super().reading(), self.set_next
+        self.set_next = 0
+        self.set_wall(jump_ms)
+        return read
 
 
 class Gate:
@@ -126,11 +145,11 @@ class Engines:
             engine.start()
         return engine
 
-    def stop(self, engine: Engine, grace_s: float = 5.0) -> int:
-        """Stop in order and check the file; how many running jobs came back."""
+    def stop(self, engine: Engine, grace_s: float = 5.0, *, deleted: bool = False) -> int:
+        """Stop in order and check the file, of which rows may be ``deleted``; how many running jobs came back."""
         self._running.remove(engine)
         returned = engine.stop(grace_s)
-        check_invariants(self.path, stopped=True, replayed=True)
+        check_invariants(self.path, stopped=True, replayed=True, deleted=deleted)
         return returned
 
     def crash(self, engine: Engine) -> None:

@@ -258,6 +258,10 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
         "WHERE s.workflow = w.number AND c.state = 'running')",
     )
     look.none(
+        "one that has ended and is paused",
+        "SELECT id FROM workflows WHERE state <> 'running' AND paused_at IS NOT NULL",
+    )
+    look.none(
         "a workflow that has ended, with steps that have not",
         f"SELECT id, state FROM workflows w WHERE state <> 'running' AND EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL)",
     )
@@ -291,8 +295,9 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
 
 def _definitions(look: Snapshot) -> None:
     look.none(
-        "versions of a definition that are not counted from 1",
-        "SELECT name FROM workflow_definitions GROUP BY name HAVING min(version) <> 1 OR max(version) <> count(*)",
+        "versions of a definition that are not counted one by one",
+        "SELECT name FROM workflow_definitions GROUP BY name "
+        "HAVING min(version) < 1 OR max(version) - min(version) + 1 <> count(*)",
     )
 
 
@@ -342,9 +347,9 @@ def _subworkflows(look: Snapshot, *, deleted: bool) -> None:
         f"SELECT p.id, c.id, c.state FROM {both} WHERE {newest} AND p.state = 'completed' AND c.state <> 'completed'",
     )
     look.none(
-        "a workflow that has ended, and the step that it is goes on, though nobody paused it",
+        "a workflow that has ended, and the step that it is goes on",
         f"SELECT p.id, c.id, c.state FROM {both} WHERE {newest} AND s.items IS NOT NULL AND p.state = 'pending' "
-        "AND c.state <> 'running' AND w.paused_at IS NULL",
+        "AND c.state <> 'running'",
     )
     look.none(
         "what a step returned, not what its workflow did",

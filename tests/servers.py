@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -52,8 +52,15 @@ class Server:
     when it is made, and is gone when the ``with`` block ends, however that ends.
     """
 
-    def __init__(self, folder: Path, tasks: Mapping[str, str] | None = None, **settings: Any) -> None:
-        self.folder, self._settings = folder, settings
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Mapping[str, str] | None = None,
+        *,
+        program: Sequence[str | Path] = (sys.executable, "-m", "miniflow"),
+        **settings: Any,
+    ) -> None:
+        self.folder, self._program, self._settings = folder, program, settings
         self.db = folder / "miniflow.db"
         self.tasks = folder / "tasks"
         self.tasks.mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,7 @@ class Server:
             f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}"
             for name, value in self._settings.items()
         ]
-        command = [sys.executable, "-m", "miniflow", "serve", "--port=0", f"--db={self.db}", f"--tasks={self.tasks}"]
+        command = [*self._program, "serve", "--port=0", f"--db={self.db}", f"--tasks={self.tasks}"]
         self._said_before = self._output.stat().st_size if self._output.exists() else 0
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(

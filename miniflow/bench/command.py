@@ -84,7 +84,7 @@ def bench(part: str | None, arguments: tuple[str, ...], **options: Any) -> None:
       soak      a steady rate for --duration: do memory and file grow as expected
       stress    a rate that rises by steps until it is too much
       flaky     every 5th job fails half the time: do 12.5 % of those die
-      workflow  jobs of three steps, each waits for the one before it
+      workflow  workflows of three steps, one after the other
 
     \b
     Examples:

@@ -207,7 +207,7 @@ class Phase:
             self._latencies.append(now - request.due)
             every = self._plan.sample_every
             if every and not request.number % every:
-                outcome.ids.append(job_id(answer, body_at))
+                outcome.ids.append(id_in(answer, body_at))
             self._end(now)
         elif self._plan.repeat and request.tries < REPEATS_MAX and (status >= b"500" or status == b"429"):
             again = Request(request.due, request.number, request.tries + 1)
@@ -306,13 +306,10 @@ def http_request(method: str, url: str, body: bytes = b"", token: str = "") -> b
     return head.encode() + b"\r\n" + body
 
 
-def job_id(answer: bytes, body_at: int) -> str:
-    """The id in the answer to a submit; of several, the last."""
-    at = answer.find(b'"id":"', body_at)
-    if at >= 0:
-        return answer[at + 6 : answer.find(b'"', at + 6)].decode()
-    end = answer.rfind(b'"', body_at, answer.find(b"]", body_at))
-    return answer[answer.rfind(b'"', body_at, end) + 1 : end].decode()
+def id_in(answer: bytes, body_at: int) -> str:
+    """The id in the answer to a submit."""
+    at = answer.find(b'"id":"', body_at) + len(b'"id":"')
+    return answer[at : answer.find(b'"', at)].decode()
 
 
 # --------------------------------------------------------------------------------------------------------------- the process

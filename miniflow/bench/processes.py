@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 import msgspec
 import psutil
 
+from miniflow import packaged
 from miniflow.bench.load import STOP
 from miniflow.bench.plan import Outcome, Plan, Progress, Said
 from miniflow.errors import MiniFlowError
@@ -41,9 +42,8 @@ class ServerGone(MiniFlowError):
 
 
 def command(part: str, *arguments: str) -> list[str]:
-    """This program, as the part ``part`` of a benchmark. A frozen executable is its own interpreter."""
-    program = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "miniflow"]
-    return [*program, "bench", "--part", part, "--", *arguments]
+    """This program, as the part ``part`` of a benchmark."""
+    return packaged.program("bench", "--part", part, "--", *arguments)
 
 
 def environment() -> dict[str, str]:

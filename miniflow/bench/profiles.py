@@ -28,18 +28,18 @@ class Mix(msgspec.Struct, frozen=True):
     says: str
     mean_wait_ms: float = 0.0
     """How long a job's task waits, on average; 0: it does nothing."""
-    chained: bool = False
-    """The jobs are the steps of one workflow: submitted together, each begins when the one before it has ended."""
+    workflow: bool = False
+    """The jobs are the steps of one workflow, each of which begins when the one before it has ended."""
 
     @property
     def jobs_each(self) -> int:
         """How many jobs a request makes."""
-        return len(self.jobs) if self.chained else 1
+        return len(self.jobs) if self.workflow else 1
 
     @property
     def path(self) -> str:
         """Where the requests go."""
-        return "/api/v1/jobs/batch" if self.chained else "/api/v1/jobs"
+        return "/api/v1/workflows" if self.workflow else "/api/v1/jobs"
 
     @property
     def tasks(self) -> list[str]:
@@ -48,9 +48,9 @@ class Mix(msgspec.Struct, frozen=True):
     def plan_parts(self, queue: str | None) -> tuple[list[str], list[int]]:
         """Bodies, each once, and the pattern they are sent in."""
         jobs = [job | ({"queue": queue} if queue else {}) for job in self.jobs]
-        if self.chained:
-            steps = [job | ({"depends_on": [place - 1]} if place else {}) for place, job in enumerate(jobs)]
-            return [msgspec.json.encode(steps).decode()], [0]
+        if self.workflow:
+            steps = [{"name": f"step{place}"} | job for place, job in enumerate(jobs, start=1)]
+            return [msgspec.json.encode({"name": "bench", "steps": steps}).decode()], [0]
         texts = [msgspec.json.encode(job).decode() for job in jobs]
         bodies = list(dict.fromkeys(texts))
         return bodies, [bodies.index(text) for text in texts]
@@ -90,16 +90,16 @@ FLAKY = Mix(
 MIXES = {mix.name: mix for mix in (NOOP, WORK, FLAKY)}
 
 STEPS = (_WORK[3], _WORK[1], _WORK[2])
-CHAINS = {
+WORKFLOWS = {
     "work": Mix(
         "work",
         STEPS,
         "workflows of three steps, transform, compute and notify; their tasks wait 2 to 24 ms",
         (10 + 14.5 + 6.5) / 3,
-        chained=True,
+        workflow=True,
     ),
     "noop": Mix(
-        "noop", NOOP.jobs * 3, "workflows of three steps that do nothing, to see the engine alone", chained=True
+        "noop", NOOP.jobs * 3, "workflows of three steps that do nothing, to see the engine alone", workflow=True
     ),
 }
 """What the mixes are where the jobs are steps of workflows."""
@@ -164,7 +164,7 @@ PROFILES = {
             mix="flaky", workers=10, concurrency=200, jobs=20_000,
         ),
         Profile(
-            name="workflow", says="jobs of three steps, each waiting for the one before: how many whole ones a second",
+            name="workflow", says="workflows of three steps, one after the other: how many come to their end in a second",
             mix="work", workers=10, concurrency=150, jobs=3_000,
         ),
     )
@@ -246,5 +246,5 @@ def setup(name: str, **asked: Any) -> Setup:
         values[field] = value
     if name == "flaky" and values["mix"] != "flaky":
         raise Unusable("--mix cannot be given with --profile flaky: its jobs are what it is about")
-    mixes = CHAINS if name == "workflow" else MIXES
+    mixes = WORKFLOWS if name == "workflow" else MIXES
     return Setup(profile=name, **{**values, "mix": mixes[values["mix"]]})

@@ -59,7 +59,7 @@ def _results(result: Result) -> list[str]:
 
 
 def _units(result: Result) -> str:
-    return "workflows" if result.setup.mix.chained else "jobs"
+    return "workflows" if result.setup.mix.workflow else "jobs"
 
 
 def _what(main: list[PhaseResult]) -> str:
@@ -136,7 +136,7 @@ def _by_profile(result: Result) -> list[str]:
             f" (12.5 %); {flaky.sigmas:+.2f} σ, {verdict} 3 σ"
         )
         found += _wrapped(f"{'flaky':<12}", text)
-    if result.setup.mix.chained:
+    if result.setup.mix.workflow:
         figures, whole = result.figures(), result.whole
         times = ", ".join(f"{_ms(whole.percentile_ms(percent))} ms at p{percent}" for percent in (50, 95, 99))
         text = f"{figures['workflows'] or 0:,.0f}/s to their end; from accepted to the end of the last step {times}"

@@ -190,7 +190,7 @@ class Result(msgspec.Struct, kw_only=True):
             "recovery": None if self.recovery_s is None else self.recovery_s * 1000,
             "sustained": self.sustained,
         }
-        if self.setup.mix.chained:
+        if self.setup.mix.workflow:
             found["workflows"] = None if self.processed is None else self.processed / self.setup.mix.jobs_each
             found |= {f"workflow_p{percent}": self.whole.percentile_ms(percent) for percent in (50, 95, 99)}
         if self.server is not None:
@@ -268,7 +268,7 @@ def measured_figures(setup: Setup, *, own_server: bool, calibrate: bool) -> list
         "wait_p95",
     ]
     names += ["dead"]
-    if setup.mix.chained:
+    if setup.mix.workflow:
         names += ["workflows", "workflow_p50", "workflow_p95", "workflow_p99"]
     names += {"flaky": ["sigma"], "spike": ["recovery"], "stress": ["sustained"]}.get(setup.profile, [])
     if own_server:

@@ -260,8 +260,8 @@ class Bench:
             for one, begin, end in zip(result.phases, bounds, bounds[1:], strict=False):
                 waits: list[Any] = reader.execute(sql.WAITS_OF_FIRST_ATTEMPTS, (begin, end)).fetchall()
                 one.wait = Durations.of_counts((ms * 1000, n) for ms, n in waits)
-                if self._setup.mix.chained:
-                    times: list[Any] = reader.execute(sql.TIMES_OF_CHAINS, (begin, end)).fetchall()
+                if self._setup.mix.workflow:
+                    times: list[Any] = reader.execute(sql.TIMES_OF_WORKFLOWS, (begin, end)).fetchall()
                     one.whole = Durations.of_counts((ms * 1000, n) for ms, n in times)
         finally:
             reader.close()
@@ -286,7 +286,10 @@ class Bench:
         result.states = self._watch.by_state()
         result.found = sum(result.states.values())
         for one in result.phases:
-            one.wait, one.whole = self._watch.times_of(one.outcome.ids)
+            if self._setup.mix.workflow:
+                one.wait, one.whole = self._watch.times_of_workflows(one.outcome.ids)
+            else:
+                one.wait = self._watch.waits_of(one.outcome.ids)
         self._judge_flaky(result.states.get("dead_letter", 0))
 
     def _judge_flaky(self, dead: int) -> None:

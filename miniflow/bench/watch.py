@@ -91,19 +91,22 @@ class Watch:
         """The bench's jobs, in each state that has some."""
         return {state: n for state, n in self._since_begin().items() if n}
 
-    def times_of(self, job_ids: list[str]) -> tuple[Durations, Durations]:
-        """How long these jobs waited to be begun, only those that were begun once; and how long the workflows took that these
-        are the last steps of. Of a workflow it is the first step whose wait counts."""
-        waits, whole = [], []
-        for job_id in job_ids:
-            job = self.get(f"/api/v1/jobs/{job_id}")
-            if job.get("depends_on") and job["status"] == State.COMPLETED:
-                whole.append(_microseconds(job, "created_at", "completed_at"))
-            while job.get("depends_on"):
-                job = self.get(f"/api/v1/jobs/{job['depends_on'][0]}")
-            if job["attempt"] == 1 and "started_at" in job:
-                waits.append(_microseconds(job, "created_at", "started_at"))
-        return Durations.of(waits), Durations.of(whole)
+    def waits_of(self, job_ids: list[str]) -> Durations:
+        """How long these jobs waited to be begun, only those that were begun once."""
+        jobs = (self.get(f"/api/v1/jobs/{job_id}") for job_id in job_ids)
+        return Durations.of(
+            _microseconds(job, "created_at", "started_at")
+            for job in jobs
+            if job["attempt"] == 1 and "started_at" in job
+        )
+
+    def times_of_workflows(self, workflow_ids: list[str]) -> tuple[Durations, Durations]:
+        """How long the first steps of these workflows waited to be begun, and how long the workflows took, if they completed."""
+        found = [self.get(f"/api/v1/workflows/{workflow_id}") for workflow_id in workflow_ids]
+        whole = Durations.of(
+            _microseconds(one, "created_at", "completed_at") for one in found if one["status"] == "completed"
+        )
+        return self.waits_of([one["steps"][0]["job_id"] for one in found]), whole
 
     def _look(self) -> Look:
         counts = self._since_begin()

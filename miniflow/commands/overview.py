@@ -200,7 +200,12 @@ def _holdups(found: list[WorkerInfo], width: int | None) -> list[Text]:
     lines = []
     for task, worker in told.items():
         waited = span(worker.holds_loop_for or 0)
-        lines.append(Text(f"{words.plain(task)} computes, and makes requests wait for up to {waited}", "yellow"))
+        what = (
+            "has the loop of all async jobs for"
+            if worker.executor == "async"
+            else "computes, and makes requests wait for"
+        )
+        lines.append(Text(f"{words.plain(task)} {what} up to {waited}", "yellow"))
         lines.append(Text(f"  {words.plain(worker.advice or '')}"))
     return [fitting(line, width) for line in lines]
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-import tomllib
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import rich_click as click
 from rich.text import Text
 
+from miniflow.answers import Invalid
 from miniflow.commands import exits, words
 from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
 from miniflow.commands.session import Session, remote
+from miniflow.commands.submitting import print_result
 from miniflow.commands.tables import Column, fitting, pairs, table
-from miniflow.commands.values import json_of, read_text, traceparent_around
-from miniflow.commands.workflow_names import ID, IDS, id_of, is_file, is_function
-from miniflow.commands.workflow_views import status_of, summary, tree
+from miniflow.commands.values import json_of, traceparent_around
+from miniflow.commands.workflow_definitions import EXAMPLE, define, definitions, read_definition, undefine
+from miniflow.commands.workflow_following import draw, follow_to_the_end, nested, show_started
+from miniflow.commands.workflow_names import ID, IDS, id_of, is_file, is_function, there_is
+from miniflow.commands.workflow_views import status_of, summary
 
 if TYPE_CHECKING:
-    from miniflow.workflow_answers import Workflow, WorkflowDefinition
+    from miniflow.workflow_answers import Workflow
 
-EXAMPLE = '{"name": "report", "steps": [{"name": "load", "task": "noop"}]}'
 STATES = ("running", "completed", "failed", "cancelled")
 
 
@@ -32,7 +31,7 @@ STATES = ("running", "completed", "failed", "cancelled")
 def workflow() -> None:
     """Start workflows, look at them, act on them.
 
-    ID is the id of a workflow, or the word last for the newest.
+    ID is the id of a workflow, or the word last for the newest that somebody, or a schedule, has started.
 
     \b
     Examples:
@@ -65,8 +64,8 @@ def start(
 ) -> None:
     """Start a workflow.
 
-    NAME is a durable function, or a definition that is kept. FILE is JSON or TOML with a name, steps, and what else POST
-    /api/v1/workflows takes; - for JSON on the standard input. With --wait the exit code says whether it ended well.
+    NAME is a durable function, or a definition that is kept. FILE is JSON, TOML or YAML with a name, steps, and what else
+    POST /api/v1/workflows takes; - for JSON on the standard input. With --wait the exit code says whether it ended well.
 
     \b
     Examples:
@@ -82,10 +81,10 @@ def start(
         run = session.client.workflows.start_function(
             what, value, idempotency_key=idempotency_key, traceparent=traceparent_around()
         )
-        _started(session, run, wait=wait, quiet=quiet)
+        show_started(session, run, wait=wait, quiet=quiet)
         return
     if not by_name:
-        wanted |= _definition(what)
+        wanted |= read_definition(what)
         name, steps = wanted.pop("name", None), wanted.pop("steps", None)
         if not isinstance(name, str) or not isinstance(steps, list):
             raise Complaint(f"{what}: name and steps are needed, as in {EXAMPLE}")
@@ -96,70 +95,15 @@ def start(
     if idempotency_key is not None:
         wanted["idempotency_key"] = idempotency_key
     workflows = session.client.workflows
-    started = workflows.run(what, version=version, **wanted) if by_name else workflows.start(name, steps, **wanted)
-    _started(session, started, wait=wait, quiet=quiet)
-
-
-def _started(session: Session, started: Workflow, *, wait: bool, quiet: bool) -> None:
-    if wait:
-        _follow(session, started, quiet=quiet)
-    elif quiet:
-        click.echo(started.id)
-    elif session.json:
-        session.document(started)
-    else:
-        session.line(Text.assemble(started.id, "  ", words.state(started.status), f"  {words.plain(started.name)}"))
-
-
-def _follow(session: Session, started: Workflow, *, quiet: bool) -> None:
-    """Its steps as they change; afterwards the exit code says how it ended."""
-    if not session.json and not quiet:
-        _live(session, started.id)
-    ended = session.client.workflows.wait(started)
-    if session.json:
-        session.document(ended)
-    elif quiet:
-        click.echo(ended.id)
-    elif not session.out.is_terminal:
-        session.lines(tree(ended, session.width, words.now(), plain=session.ascii_only))
-    if ended.status != "completed":
-        if ended.error:
-            click.echo(f"miniflow: {words.one_line(ended.error)}", err=True)
-        sys.exit(exits.JOB_FAILED)
-
-
-def _live(session: Session, workflow_id: str) -> None:
-    """On a terminal the tree is drawn again with each change; elsewhere nothing is shown before the end."""
-    if not session.out.is_terminal:
-        return
-    from rich.console import Group
-    from rich.live import Live
-
-    with Live(console=session.out, auto_refresh=False) as live:
-        for found in session.client.workflows.events(workflow_id):
-            lines = tree(found, session.width, words.now(), plain=session.ascii_only)
-            room = max(session.out.height - 1, 3)
-            shown = lines if found.ended else lines[:room]
-            live.update(Group(*shown), refresh=True)
-
-
-def _definition(file: str) -> dict[str, Any]:
-    """What stands in a file: JSON, or TOML by its name."""
-    text = read_text(file)
-    if not file.endswith(".toml"):
-        return _object(text, file)
     try:
-        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(tomllib.loads(text)))
-    except tomllib.TOMLDecodeError as exc:
-        raise Complaint(f"{file}: not TOML: {exc}") from None
-    return found
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    found = json_of(text, where)
-    if not isinstance(found, dict):
-        raise Complaint(f"{where}: not a JSON object; it looks like {EXAMPLE}")
-    return found
+        started = workflows.run(what, version=version, **wanted) if by_name else workflows.start(name, steps, **wanted)
+    except Invalid as exc:
+        if not by_name or exc.field != "definition":
+            raise
+        if version is not None and is_function(session, what):
+            raise Complaint(f"{what} is a durable function, which has no versions; leave --version out") from None
+        raise Complaint(f"{exc}; {there_is(session)}") from None
+    show_started(session, started, wait=wait, quiet=quiet)
 
 
 # ---------------------------------------------------------------------------------------------------------------- looking
@@ -178,27 +122,50 @@ def show(session: Session, workflow_id: str, follow: bool) -> None:
     """
     found = session.client.workflows.get(id_of(session, workflow_id))
     if follow:
-        _follow(session, found, quiet=False)
+        follow_to_the_end(session, found, quiet=False)
     elif session.json:
         session.document(found)
     else:
-        session.lines(tree(found, session.width, words.now(), plain=session.ascii_only))
+        draw(session, found, nested(session.client, found))
         session.lines(pairs(summary(found, words.now()), session.width))
+
+
+@remote(exits.NOT_FOUND)
+@ID
+@click.argument("step", metavar="[STEP]", required=False)
+def result(session: Session, workflow_id: str, step: str | None) -> None:
+    """Print what a workflow returned, or a step of it.
+
+    STEP is the name of a step (of several the first), or its place from 0. A text is printed as it is, anything else as JSON;
+    with --json always JSON, in one line.
+
+    \b
+    Examples:
+      miniflow workflow result last
+      miniflow workflow result last load > rows.json
+    """
+    wanted, workflows = id_of(session, workflow_id), session.client.workflows
+    output = workflows.get(wanted).output if step is None else workflows.step(wanted, step).output
+    if session.json:
+        session.document(output)
+    else:
+        print_result(session, output)
 
 
 @remote()
 @click.option("--name", metavar="TEXT", help="workflows of this name")
 @click.option("--status", type=click.Choice(STATES), metavar="STATE", help=f"one of {', '.join(STATES)}")
+@click.option("--all", "nested", is_flag=True, help="also those that are steps of others, or were spawned by them")
 @click.option("--limit", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="so many at most")
-def list_(session: Session, name: str | None, status: str | None, limit: int) -> None:
-    """List workflows, newest first.
+def list_(session: Session, name: str | None, status: str | None, nested: bool, limit: int) -> None:
+    """List workflows that somebody, or a schedule, has started, newest first.
 
     \b
     Examples:
       miniflow workflow list
       miniflow workflow list --status failed --name report
     """
-    found = list(islice(session.client.workflows.list(name=name, status=status, limit=limit), limit))
+    found = list(islice(session.client.workflows.list(name=name, status=status, nested=nested, limit=limit), limit))
     if session.json:
         for one in found:
             session.document(one)
@@ -211,8 +178,10 @@ def list_(session: Session, name: str | None, status: str | None, limit: int) ->
         Column("STARTED", rank=2),
     )
     now = words.now()
-    rows = [(one.id, words.plain(one.name), _status(one), f"{one.current_step}/{one.total_steps}", words.ago(one.created_at, now))
-            for one in found]  # fmt: skip
+    rows = [
+        (one.id, words.one_line(one.name), _status(one), f"{one.current_step}/{one.total_steps}", words.ago(one.created_at, now))
+        for one in found
+    ]  # fmt: skip
     session.lines(table(columns, rows, session.width))
 
 
@@ -345,102 +314,25 @@ def rerun(
     """
     changed = {} if given is None else {"input": json_of(given, "--input")}
     started = session.client.workflows.rerun(id_of(session, workflow_id), from_step, **changed)
-    _started(session, started, wait=wait, quiet=quiet)
+    show_started(session, started, wait=wait, quiet=quiet)
 
 
-# ------------------------------------------------------------------------------------------------------------ definitions
-
-
-@remote()
-@click.argument("file")
-@click.option("--name", metavar="TEXT", help="the name; else that in FILE, or its own")
-def define(session: Session, file: str, name: str | None) -> None:
-    """Keep a workflow under a name, to be started by it.
-
-    FILE is JSON or TOML with steps, and what else PUT /api/v1/workflow-definitions/NAME takes. A change makes a new version.
-
-    \b
-    Examples:
-      miniflow workflow define nightly.toml
-      miniflow workflow start nightly --input '{"day": "monday"}'
-    """
-    wanted = _definition(file)
-    called = name or wanted.pop("name", None) or Path(file).stem
-    wanted.pop("name", None)
-    steps = wanted.pop("steps", None)
-    if not isinstance(steps, list) or not isinstance(called, str):
-        raise Complaint(f"{file}: steps are needed, as in {EXAMPLE}")
-    _show_definition(session, session.client.workflows.define(called, steps, **wanted))
-
-
-def _show_definition(session: Session, found: WorkflowDefinition) -> None:
-    if session.json:
-        session.document(found)
-    else:
-        steps = words.count(found.total_steps, "step")
-        session.line(f"{words.plain(found.name)}  version {found.version}  {steps}")
-
-
-@remote(exits.NOT_FOUND)
-@click.argument("name", required=False)
-@click.option("--version", type=click.IntRange(1), metavar="N", help="print this version of NAME, as JSON")
-def definitions(session: Session, name: str | None, version: int | None) -> None:
-    """List the workflows that are kept, or the versions of one.
-
-    \b
-    Examples:
-      miniflow workflow definitions
-      miniflow workflow definitions nightly
-      miniflow workflow definitions nightly --version 2
-    """
-    if version is not None:
-        if name is None:
-            raise Complaint("--version is of one definition; name it")
-        one = session.client.workflows.definition(name, version)
-        session.line(msgspec.json.format(msgspec.json.encode(one), indent=2).decode())
-        return
-    found = session.client.workflows.definitions(name)
-    if session.json:
-        for one in found:
-            session.document(one)
-        return
-    columns = (
-        Column("NAME", 8),
-        Column("VERSION", right=True),
-        Column("STEPS", right=True),
-        Column("INPUT", 8, rank=2),
-        Column("CHANGED", rank=1),
-        Column("DEFINED", 8, rank=3),
-    )
-    now = words.now()
-    rows = [(words.plain(one.name), str(one.version), str(one.total_steps), ", ".join(one.inputs or ()),
-             words.ago(one.created_at, now), words.plain(one.origin or "over the API")) for one in found]  # fmt: skip
-    if rows:
-        session.lines(table(columns, rows, session.width))
-    else:
-        session.note("no definitions")
-
-
-@remote(exits.NOT_FOUND)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-def undefine(session: Session, names: tuple[str, ...]) -> None:
-    """Delete definitions, with all their versions.
-
-    Their runs stay. One that stands in a file beside the tasks is deleted there.
-
-    \b
-    Example:
-      miniflow workflow undefine nightly
-    """
-    for name in names:
-        session.client.workflows.undefine(name)
-        if session.json:
-            session.document({"name": name, "deleted": True})
-        else:
-            session.line(f"{words.plain(name)}  deleted")
-
-
-COMMANDS = (start, show, list_, send, cancel, retry, rerun, pause, resume, delete, define, definitions, undefine)
+COMMANDS = (
+    start,
+    show,
+    result,
+    list_,
+    send,
+    cancel,
+    retry,
+    rerun,
+    pause,
+    resume,
+    delete,
+    define,
+    definitions,
+    undefine,
+)
 list_.name = "list"
 for _command in COMMANDS:
     workflow.add_command(_command)

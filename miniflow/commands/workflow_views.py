@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.text import Text
 
 from miniflow.commands import words
+from miniflow.commands.folding import Entry, Hidden, folded, hidden_in_words
 from miniflow.commands.tables import Cell, fitting
 
 if TYPE_CHECKING:
@@ -47,44 +49,108 @@ def status_of(workflow: Workflow) -> str:
     return "paused" if workflow.paused else "compensating" if workflow.compensating else workflow.status
 
 
+SAYING_WHY = ("dead_letter", "failed", "retrying", "expired", "cancelled", "waiting")
+"""The states in which the error of a step stands below it."""
+DEPTH_MAX = 20
+"""Beyond that a terminal has no columns left for runs in runs."""
+
+
 class _Branch(NamedTuple):
     step: WorkflowStep
     depth: int
 
 
-def tree(workflow: Workflow, width: int | None, at: dt.datetime, *, plain: bool = False) -> list[Text]:
-    """A line for the whole, one for each step, one below it for its error."""
+class _Row(NamedTuple):
+    """A step, or what undoes one, as it stands in the tree."""
+
+    step: WorkflowStep | Compensation
+    depth: int
+    name: str
+    about: str
+    more: str = ""
+    """How to have what it returned, where that is long."""
+
+    @property
+    def error(self) -> str | None:
+        return self.step.error if self.step.status in SAYING_WHY else None
+
+    @property
+    def lines(self) -> int:
+        return 1 + bool(self.error) + bool(self.more)
+
+
+def tree(
+    workflow: Workflow,
+    width: int | None,
+    at: dt.datetime,
+    *,
+    runs: Mapping[str, Workflow] | None = None,
+    plain: bool = False,
+    room: int | None = None,
+) -> list[Text]:
+    """A line for the whole, one for each step, one below it for its error. Of a step that is one of ``runs``, by their ids, the
+    steps of that run stand below it. With ``room`` it has that many lines at most: what is over, or has not begun, is folded."""
     status = status_of(workflow)
     whole = Text.assemble(
-        (words.plain(workflow.name), "bold"), f"  {workflow.id}  ", words.state(status),
+        (words.one_line(workflow.name), "bold"), f"  {workflow.id}  ", words.state(status),
         f"  {workflow.current_step} of {workflow.total_steps}",
     )  # fmt: skip
     took = _took(workflow.created_at, workflow.completed_at, at)
     whole.append(f"  {took}" if took else "", "dim")
     lines = [fitting(whole, width)]
-    for step, depth in _branches(workflow.steps):
-        about = _about(step, _what(step), at)
-        lines += _lines(step, "  " * (depth + 1), step.name, about, width, plain=plain)
-    for undo in workflow.compensations:
-        about = _about(undo, [] if undo.name == undo.task else [words.plain(undo.task)], at)
-        name = undo.name if undo.name == "on_failure" else f"undo {undo.name}"
-        lines += _lines(undo, "  ", name, about, width, plain=plain)
+    rows = list(_rows(workflow, 1, at, runs or {}))
+    shown: list[int | Hidden] = list(range(len(rows)))
+    if room is not None:
+        shown = folded([Entry(row.step.status, row.lines) for row in rows], room - 1)
+    for one in shown:
+        lines += _lines(rows[one], width, plain=plain) if isinstance(one, int) else [_fold(one, width, plain=plain)]
     if workflow.kind == "function" and workflow.status == "completed":
         lines.append(fitting(Text.assemble("  returned ", words.one_line(words.as_json(workflow.output))), width))
     return lines
 
 
-def _lines(
-    step: WorkflowStep | Compensation, indent: str, name: str, about: str, width: int | None, *, plain: bool
-) -> list[Text]:
+def _rows(workflow: Workflow, depth: int, at: dt.datetime, runs: Mapping[str, Workflow]) -> Iterator[_Row]:
+    for step, below in _branches(workflow.steps):
+        yield _Row(step, depth + below, step.name, _about(step, _what(step), at), _long(step, workflow.id))
+        run = runs.get(step.workflow_id or "")
+        if run is not None and depth < DEPTH_MAX:
+            yield from _rows(run, depth + below + 1, at, runs)
+    for undo in workflow.compensations:
+        about = _about(undo, [] if undo.name == undo.task else [words.plain(undo.task)], at)
+        yield _Row(
+            undo,
+            depth,
+            undo.name if undo.name == "on_failure" else f"undo {undo.name}",
+            about,
+            _long(undo, workflow.id),
+        )
+
+
+def _lines(row: _Row, width: int | None, *, plain: bool) -> list[Text]:
+    step, indent = row.step, "  " * row.depth
     mark = (PLAIN_MARKS if plain else MARKS).get(step.status, " ")
-    line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(name), "  ")
-    line.append_text(words.state(step.status)).append(about, "dim")
+    line = Text.assemble(indent, (f"{mark} ", words.style_of(step.status)), words.plain(row.name), "  ")
+    line.append_text(words.state(step.status)).append(row.about, "dim")
     lines = [fitting(line, width)]
-    if step.error and step.status in ("dead_letter", "failed", "retrying", "expired", "cancelled", "waiting"):
+    if row.error:
         style = "dim" if step.status == "cancelled" else "red"
-        lines.append(fitting(Text(f"{indent}    {words.one_line(step.error)}", style), width))
+        lines.append(fitting(Text(f"{indent}    {words.one_line(row.error)}", style), width))
+    if row.more:
+        lines.append(fitting(Text(f"{indent}    {row.more}", "dim"), width))
     return lines
+
+
+def _fold(hidden: Hidden, width: int | None, *, plain: bool) -> Text:
+    return fitting(Text(f"  {'...' if plain else '…'} {hidden_in_words(hidden)}", "dim"), width)
+
+
+def _long(step: WorkflowStep | Compensation, workflow_id: str) -> str:
+    if step.output_bytes is None:
+        return ""
+    command = (
+        f"miniflow result {step.job_id}" if step.job_id else f"miniflow workflow result {workflow_id} {step.index}"
+    )
+    return f"output of {words.count(step.output_bytes, 'byte')}: {command}"
 
 
 def _what(step: WorkflowStep) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from miniflow import capture, context, outcome, registry
+from miniflow import capture, context, outcome, packaged, registry
 from miniflow.clock import SystemClock
 from miniflow.context import JobContext
 from miniflow.errors import (
@@ -42,6 +42,7 @@ from miniflow.errors import (
     TaskExit,
     TooLarge,
     UnknownTask,
+    words_of,
 )
 from miniflow.executors.messages import (
     AskTrace,
@@ -75,6 +76,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 def main() -> NoReturn:
     """Serve until the server closes the pipe."""
+    packaged.restore_environment()
     came_in, goes_out = _take_over_streams()
     faulthandler.enable(2, all_threads=False)
     child = Child(came_in, goes_out)
@@ -136,12 +138,17 @@ class Child:
                 break
         return run  # type: ignore[no-any-return]
 
-    def send(self, message: Any) -> None:
-        """Whole messages only, from any thread; waits while the server does not read."""
+    def send(self, message: Any, *, of: Run | None = None) -> bool:
+        """Whole messages only, from any thread; waits while the server does not read. What is said ``of`` a job that is over is
+        not sent, since another would get it: False. It is over before its answer is sent, so this is asked where no answer can
+        come between."""
         data = frame(message)
         with self._sending:
+            if of is not None and self.run is not of:
+                return False
             while data:
                 data = data[os.write(self._out, data) :]
+        return True
 
     # ----------------------------------------------------------------------------------------------------- the beginning
 
@@ -184,6 +191,7 @@ class Child:
             try:
                 answer = self._answer(run)
             except JobInterrupted as exc:  # it came just after the job had ended
+                self.run = None
                 answer = _failed(exc)
             self._pending = None
             if has_children():
@@ -200,7 +208,7 @@ class Child:
         spec = self._loaded.registry.find(run.task) if self._loaded is not None else None
         if spec is None:
             return self._unknown(run.task)
-        log = RemoteLog(self.send)
+        log = RemoteLog(lambda said: self.send(said, of=run))
         try:
             self.run = run
             with context.use(lambda: self._context(run), lambda: log):
@@ -220,8 +228,10 @@ class Child:
         except BaseException as exc:  # whatever the task raises is the job's failure, and the child goes on
             return _failed(exc, spec, run)
         finally:
-            self.run = None
             log.close()
+            # A thread that the job leaves behind gets the answer that it waits for, and asks no more.
+            with self._asking:
+                self.run = None
 
     def _unknown(self, task: str) -> Failed:
         failures = [] if self._loaded is None else self._loaded.failures
@@ -234,8 +244,7 @@ class Child:
             say(Progress(done, total, outcome.middle_out(str(message), PROGRESS_CHARS_MAX) if message else None))
 
         def say(message: Progress | Said) -> None:
-            if self.run is run:  # or it is a thread that the job has left behind, and another job would get it
-                self.send(message)
+            self.send(message, of=run)
 
         return JobContext(
             job_id=run.id,
@@ -249,23 +258,25 @@ class Child:
             tags=tuple(outcome.decode_json(run.tags)) if run.tags else (),
             write_log=lambda level, message: say(Said(level, outcome.middle_out(message, PROGRESS_CHARS_MAX))),
             write_progress=write_progress,
-            beat=self._beat,
-            pending_interrupt=lambda: self._pending,
+            beat=lambda: self._beat(run),
+            pending_interrupt=lambda: self._pending if run is self.run else None,
             deadline_ms=run.deadline_ms,
             boot_ms=self._clock.boot_ms,
-            traceparent=self._traceparent,
+            traceparent=lambda: self._traceparent(run),
         )
 
-    def _beat(self) -> None:
+    def _beat(self, run: Run) -> None:
         now = self._clock.boot_ms()
-        if now >= self._beat_at_ms:
+        if now >= self._beat_at_ms and run is self.run:
             self._beat_at_ms = now + BEAT_EVERY_MS
-            self.send(Beat())
+            self.send(Beat(), of=run)
 
-    def _ask(self, question: Submit | AskTrace) -> Any:
-        """What the server answers; None if the job has ended meanwhile, and asks nothing any more."""
+    def _ask(self, question: Submit | AskTrace, job_id: str, attempt: int) -> Any:
+        """What the server answers; None if the attempt that asks has ended, and asks nothing any more. Code that is in no job's
+        context has no ``job_id``: it is of the one that runs."""
         with self._asking:  # threads of the job take turns
-            if self.run is None:
+            run = self.run
+            if run is None or (job_id and (job_id, attempt) != (run.id, run.attempt)):
                 return None
             self.send(question)
             answer = self._next_answer()
@@ -273,9 +284,9 @@ class Child:
             raise MiniFlowError("the server is gone")
         return answer
 
-    def _traceparent(self) -> str | None:
+    def _traceparent(self, run: Run) -> str | None:
         """Asked for each time: most jobs never do."""
-        answer = self._ask(AskTrace())
+        answer = self._ask(AskTrace(), run.id, run.attempt)
         return answer.traceparent if isinstance(answer, Traced) else None
 
     def _next_answer(self) -> Any:
@@ -289,7 +300,8 @@ class Child:
     def _submit(self, spec: TaskSpec, payload: str, options: dict[str, Any]) -> str:
         """The hook behind ``task.submit()``: the server inserts the job, and it is committed when this returns."""
         submission = submission_from_options(spec.name, payload, options)
-        answer = self._ask(Submit(msgspec.json.encode(submission)))
+        asking = context.current()
+        answer = self._ask(Submit(msgspec.json.encode(submission)), asking.job_id, asking.attempt)
         if not isinstance(answer, Submitted):
             raise MiniFlowError("the job has ended, and submits nothing any more")
         if answer.job_id is None:
@@ -311,11 +323,7 @@ def _failed(exc: BaseException, spec: TaskSpec | None = None, run: Run | None = 
         exc = TaskExit(f"the task raised {type(cause).__name__}({cause}); a task ends by returning")
         exc.__cause__, exc.__traceback__ = cause, cause.__traceback__
     final = isinstance(exc, (NonRetryable, UnknownTask, *(spec.no_retry_on if spec is not None else ())))
-    try:
-        words = str(exc)
-    except Exception as broken:  # an exception of the task's own, whose text raises in its turn
-        words = f"(no words: {type(broken).__name__})"
-    error = f"{type(exc).__name__}: {words}" if words else type(exc).__name__
+    error = words_of(exc)
     if run is not None and run.open_files is not None and getattr(exc, "errno", None) == 24:  # EMFILE
         error += f" (the task's limit open_files is {run.open_files})"
     return Failed(

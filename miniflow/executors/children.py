@@ -6,6 +6,7 @@ A child that has died, was stopped, or has something of its job's left running i
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import subprocess
@@ -13,16 +14,19 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import psutil
 
+from miniflow import packaged
 from miniflow.clock import Clock
 from miniflow.executors import child as child_program
 from miniflow.executors import tree, turns
 from miniflow.executors.inbox import inbox
 from miniflow.executors.messages import Frames, FromChild, Hello, frame
+from miniflow.executors.niceness import Niceness
 from miniflow.executors.outbox import Outbox
 from miniflow.executors.output import Output
 from miniflow.executors.tree import Tree
@@ -36,10 +40,14 @@ class Processes:
     """What the processes of jobs have in common: how they are started, and figures for the metrics."""
 
     def __init__(self, clock: Clock, *, grace_ms: int, niceness: int) -> None:
-        self.clock, self.grace_ms, self.niceness = clock, grace_ms, niceness
+        self.clock, self.grace_ms, self._niceness = clock, grace_ms, Niceness(niceness)
         self._mark = secrets.token_hex(8)
         self._lock = threading.Lock()
+        self._closed = False
         self._warden: Warden | None = None
+        # To Linux the parent of a process is the thread that started it, and a child is killed when its parent ends (see
+        # ``child``); those that take jobs come and go, so one thread, which stays, starts them all.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="miniflow-start")
         self.started_total = self.died_total = self.stopped_total = self.left_total = 0
 
     def __repr__(self) -> str:
@@ -48,15 +56,22 @@ class Processes:
     def start(self, argv: list[str], **options: Any) -> Tree:
         """As ``Tree``. From the first one on a warden watches that none outlives the server."""
         with self._lock:
+            if self._closed:
+                raise OSError(errno.ECANCELED, "the server stops")
             if self._warden is None:
                 self._warden = Warden(self._mark)
             self.started_total += 1
-            number = self.started_total
-        return Tree(argv, mark=f"{self._mark}.{number}", niceness=self.niceness, **options)
+            mark = f"{self._mark}.{self.started_total}"
+            starting = self._starter.submit(Tree, argv, mark=mark, stands_back=self._niceness.by > 0, **options)
+        started = starting.result()
+        self._niceness.give(started.pid)
+        return started
 
     def close(self) -> None:
         """All of them have been ended."""
         with self._lock:
+            self._closed = True
+            self._starter.shutdown()
             if self._warden is not None:
                 self._warden.dismiss()
                 self._warden = None
@@ -67,7 +82,7 @@ class Child:
 
     def __init__(self, processes: Processes, hello: Hello, generation: int) -> None:
         self.turns = Turns() if turns.POSSIBLE else None
-        argv, env = tree.program(child_program.COMMAND), tree.program_environment()
+        argv, env = packaged.program(child_program.COMMAND), tree.program_environment()
         handed = () if self.turns is None else (self.turns.reading,)
         try:
             self.tree = processes.start(argv, env=env, stdin=subprocess.PIPE, pass_fds=handed)

@@ -8,6 +8,7 @@ program has written it, else its last line if that is JSON.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -226,9 +227,19 @@ def _defaults(job: Job) -> dict[str, Any]:
 def _refusal(exc: Exception, argv: list[str], program: Program, env: dict[str, str]) -> CommandRefused:
     if program.cwd is not None and not os.path.isdir(program.cwd):
         return CommandRefused(f"the working directory {program.cwd} does not exist")
-    if isinstance(exc, FileNotFoundError) or shutil.which(argv[0], path=env.get("PATH")) is None:
-        return CommandRefused(f"the program {argv[0]!r} was not found (PATH is {env.get('PATH', '')!r})")
-    return CommandRefused(f"the program {argv[0]!r} cannot be started: {getattr(exc, 'strerror', None) or exc}")
+    name, path = argv[0], env.get("PATH", "")
+    by_path = os.path.dirname(name) != ""
+    folders = [program.cwd or ""] if by_path else path.split(os.pathsep)
+    there = next((found for folder in folders if os.path.isfile(found := os.path.join(folder, name))), None)
+    if there is not None and not os.access(there, os.X_OK):
+        return CommandRefused(f"the program {there} is not executable; `chmod +x {shlex.quote(there)}` makes it so")
+    if there is not None and isinstance(exc, FileNotFoundError):  # a script's first line names what there is not
+        return CommandRefused(
+            f"the program {there} cannot be started: what is to run it (see its first line) was not found"
+        )
+    if isinstance(exc, FileNotFoundError) or (not by_path and shutil.which(name, path=path) is None):
+        return CommandRefused(f"the program {name!r} was not found" + ("" if by_path else f" (PATH is {path!r})"))
+    return CommandRefused(f"the program {name!r} cannot be started: {getattr(exc, 'strerror', None) or exc}")
 
 
 def _failure(code: int, program: Program, streams: list[Output]) -> Exception:

@@ -20,7 +20,10 @@ import greenlet
 
 from miniflow.attempts import Attempt, Claimed
 from miniflow.errors import TaskExit
-from miniflow.holdups import CpuTime
+from miniflow.executors.measured_loop import MeasuredLoop, StepsThatHold, task_of_step
+from miniflow.holdups import CpuTime, Thread
+from miniflow.looplag import LoopLag
+from miniflow.minutes import LoopUse
 from miniflow.readahead import ReadAhead
 
 log = logging.getLogger("miniflow.async")
@@ -34,8 +37,11 @@ class AsyncLane:
     ) -> None:
         self._readahead, self._begin, self._execute = readahead, begin, execute
         self.slots = slots
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
+        self._tasks: dict[asyncio.Task[None], Attempt] = {}
+        self._loop = MeasuredLoop()
+        self._steps = StepsThatHold(self._loop)
+        self.lag = LoopLag(wanted=lambda: bool(self._tasks))
+        self.culprits, self.look = self._steps.culprits, self._steps.look
         self._thread = threading.Thread(target=self._serve, name="miniflow-async", daemon=True)
         self._taking = self._closing = False
         self.cpu: CpuTime | None = None
@@ -46,6 +52,16 @@ class AsyncLane:
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def threads(self) -> list[Thread]:
+        """The thread, while it has jobs. Which of several has it cannot be told from outside."""
+        attempts = list(self._tasks.values())
+        tasks = {attempt.claimed.task for attempt in attempts}
+        return [(attempts[0].worker_id, tasks.pop() if len(tasks) == 1 else None, self.cpu)] if attempts else []
+
+    def use(self) -> LoopUse:
+        """What the metrics tell of its loop."""
+        return LoopUse(self.lag.last_s, max(self.lag.max_s, self.lag.last_s), dict(self.culprits.held_s))
 
     def start(self) -> None:
         self._taking = True
@@ -91,12 +107,16 @@ class AsyncLane:
             attempt = self._readahead.take("async", self._begin)
             if attempt is None:
                 return
-            task = self._loop.create_task(self._run(attempt))
-            self._tasks.add(task)
+            own = contextvars.copy_context()
+            own.run(task_of_step.set, attempt.claimed.task)
+            task = self._loop.create_task(self._run(attempt), context=own)
+            self._tasks[task] = attempt
             task.add_done_callback(self._finished)
+            if not self.lag.measuring:
+                self.lag.start(self._loop)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("running a job failed outside of its body", exc_info=task.exception())
         self._fill()

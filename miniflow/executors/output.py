@@ -58,6 +58,11 @@ class Output:
                 self._part = b""
                 return
 
+    def also(self, line: str) -> None:
+        """The job has said this in another way, and it is in the log already: it is of its last words."""
+        before = self.last if self.last.endswith(b"\n") or not self.last else self.last + b"\n"
+        self.last = (before + line[-LAST_BYTES:].encode(errors="replace") + b"\n")[-LAST_BYTES:]
+
     def end(self) -> None:
         """The job has ended: half a line is a whole one now, and what is left of a flood goes into the log."""
         if self._open_log is None:

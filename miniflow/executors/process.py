@@ -233,6 +233,7 @@ class ProcessExecutor:
                         job.attempt.beat()
                         job.attempt.heartbeat_ms = silent_ms
                 elif name == "output" and data:
+                    self._hear_all(job, child)  # what it said before comes before it
                     child.output.feed(data)
                     wrote = True
                 elif name != "output":  # the end of its messages, or of itself
@@ -247,12 +248,13 @@ class ProcessExecutor:
 
     def _heed(self, job: Job, child: Child) -> Done | Failed | None:
         """Go through the messages that have come, up to the answer."""
-        while child.backlog:
-            message = child.backlog.popleft()
-            if isinstance(message, (Done, Failed)):
-                return message
-            self._hear(job, child, message)
-        return None
+        self._hear_all(job, child)
+        return child.backlog.popleft() if child.backlog else None
+
+    def _hear_all(self, job: Job, child: Child) -> None:
+        """But for the answer, and what comes behind it."""
+        while child.backlog and not isinstance(child.backlog[0], (Done, Failed)):
+            self._hear(job, child, child.backlog.popleft())
 
     def _read_rest(self, child: Child) -> None:
         """What the job has written before its answer is in the pipe by now."""
@@ -268,6 +270,7 @@ class ProcessExecutor:
 
     def _hear(self, job: Job, child: Child, message: Any) -> None:
         if isinstance(message, Said):
+            child.output.also(message.message)
             _say(job, message.level, message.message)
         elif isinstance(message, Progress):
             job.write_progress(message.done, message.total, message.message)

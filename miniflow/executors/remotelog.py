@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from miniflow.executors.messages import Said
 from miniflow.outcome import middle_out
@@ -19,7 +18,8 @@ class RemoteLog:
 
     __slots__ = ("_closed", "_partial", "_send")
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
+    def __init__(self, send: Callable[[Said], bool]) -> None:
+        """``send`` says whether the job was still there."""
         self._send = send
         self._partial: dict[tuple[int, int], str] = {}  # half lines, by stream and thread
         self._closed = False
@@ -31,13 +31,13 @@ class RemoteLog:
         """One line; False after the job's end. Waits while the server does not read."""
         if self._closed:
             return False
-        self._send(Said(level, middle_out(str.__str__(message), LINE_CHARS_MAX)))
-        return True
+        return self._send(Said(level, middle_out(str.__str__(message), LINE_CHARS_MAX)))
 
     def write(self, stream: int, text: str) -> bool:
-        """A piece of what is printed; each line break ends a line."""
+        """A piece of what is printed; each line break ends a line. After the job's end it is taken and dropped: what the process
+        itself writes is the output of the job that it runs by then."""
         if self._closed:
-            return False
+            return True
         key = (stream, threading.get_ident())
         text = self._partial.pop(key, "") + text
         *lines, rest = text.split("\n")

@@ -47,9 +47,10 @@ class Tree:
         cwd: str | Path | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
-        niceness: int = 0,
+        stands_back: bool = False,
     ) -> None:
-        """Starts it. OSError where that cannot be. Its outputs are pipes, unbuffered."""
+        """Starts it. OSError where that cannot be. Its outputs are pipes, unbuffered. ``stands_back`` is for Windows, where a
+        process is nicer than others from its start on; elsewhere see ``niceness``."""
         self.mark = mark
         self.process = subprocess.Popen(
             argv,
@@ -61,19 +62,13 @@ class Tree:
             cwd=cwd,
             pass_fds=pass_fds,
             start_new_session=POSIX,
-            creationflags=0 if POSIX else _windows_flags(niceness),
+            creationflags=0 if POSIX else _windows_flags(stands_back),
         )
         self.pid = self.process.pid
         try:
             self._leader: psutil.Process | None = psutil.Process(self.pid)
         except psutil.Error:  # on Windows it may be gone already
             self._leader = None
-        if POSIX and niceness:
-            try:
-                own = os.getpriority(os.PRIO_PROCESS, 0)
-                os.setpriority(os.PRIO_PGRP, self.pid, min(own + niceness, 19))
-            except OSError:  # it has ended already
-                pass
 
     def __repr__(self) -> str:
         return f"<Tree of process {self.pid} [{'ended' if self.exited() else 'running'}]>"
@@ -146,15 +141,14 @@ class Tree:
 
         What no signal ends (a process that waits for a broken disk) is left behind after GONE_WITHIN_S."""
         deadline = time.monotonic() + GONE_WITHIN_S
-        ended: set[int] = set()
+        ended: dict[int, psutil.Process] = {}
         while True:
-            others = self._descendants()
-            known = {other.pid for other in others}
-            others += [other for other in marked(lambda mark: mark == self.mark) if other.pid not in known]
-            others = [other for other in others if other.pid != self.pid and _is_alive(other)]
-            for other in others:
+            others = {other.pid: other for other in [*self._descendants(), *marked(lambda mark: mark == self.mark)]}
+            # One that is dying has neither its parent nor its mark any more, and may take its time on a busy machine.
+            others = {pid: other for pid, other in (ended | others).items() if pid != self.pid and _is_alive(other)}
+            for other in others.values():
                 _signal(other, signal.SIGKILL if POSIX else signal.SIGTERM)
-                ended.add(other.pid)
+            ended |= others
             if POSIX:
                 self._signal_group(signal.SIGKILL)
             elif not self.exited():
@@ -224,14 +218,6 @@ def marked(wanted: Callable[[str], bool]) -> list[psutil.Process]:
     return found
 
 
-def program(*arguments: str) -> list[str]:
-    """The command line that starts this program anew, also where it is packaged as one executable."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, *arguments]
-    # -P: the current folder must not come before the standard library
-    return [sys.executable, "-P", "-m", "miniflow", *arguments]
-
-
 def program_environment() -> dict[str, str]:
     """The environment that the program is started anew with: it finds what this process found."""
     path = [os.path.abspath(entry or os.curdir) for entry in sys.path]
@@ -257,6 +243,6 @@ def _signal(process: psutil.Process, number: int) -> None:
         pass
 
 
-def _windows_flags(niceness: int) -> int:
-    flags = {"CREATE_NEW_PROCESS_GROUP": True, "CREATE_NO_WINDOW": True, "BELOW_NORMAL_PRIORITY_CLASS": niceness > 0}
+def _windows_flags(stands_back: bool) -> int:
+    flags = {"CREATE_NEW_PROCESS_GROUP": True, "CREATE_NO_WINDOW": True, "BELOW_NORMAL_PRIORITY_CLASS": stands_back}
     return sum(getattr(subprocess, name, 0) for name, wanted in flags.items() if wanted)

@@ -15,6 +15,7 @@ from typing import IO
 
 import psutil
 
+from miniflow import packaged
 from miniflow.executors import tree
 
 COMMAND = "_warden"
@@ -28,7 +29,7 @@ class Warden:
     def __init__(self, mark: str) -> None:
         """``mark`` is the server's; those of its processes begin with it and a dot."""
         self._process = subprocess.Popen(
-            tree.program(COMMAND, mark),
+            packaged.program(COMMAND, mark, str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -36,6 +37,7 @@ class Warden:
             start_new_session=tree.POSIX,
             creationflags=0 if tree.POSIX else getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
+        packaged.leave_to_warden()
         stdin = self._process.stdin
         assert stdin is not None
         self._stdin: IO[bytes] = stdin
@@ -55,7 +57,7 @@ class Warden:
 
 def main() -> None:
     """In the process of its own: wait for the end of the server, then end what it has left."""
-    mark = sys.argv[2]
+    mark, server = sys.argv[2], int(sys.argv[3])
     for number in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, number):
             signal.signal(getattr(signal, number), signal.SIG_IGN)
@@ -73,8 +75,10 @@ def main() -> None:
         for group in groups - {None, _group(os.getpid())}:
             _end_group(group)
         if not found and look >= LOOKS_AT_LEAST:
-            return
+            break
         time.sleep(LOOK_S)
+    if os.getppid() != server:  # it was not dismissed
+        packaged.remove_unpacked()
 
 
 def _group(pid: int) -> int | None:

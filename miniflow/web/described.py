@@ -102,7 +102,9 @@ JobEvents = TypedDict("JobEvents", {"items": list[JobEvent], "next_after": str, 
 Replayed = TypedDict("Replayed", {"replayed": int})
 Queues = TypedDict("Queues", {"items": list[QueueInfo]})
 Tasks = TypedDict("Tasks", {"items": list[TaskInfo]})
-Workers = TypedDict("Workers", {"items": list[Worker], "slots": Slots, "event_loop": EventLoop})
+Workers = TypedDict(
+    "Workers", {"items": list[Worker], "slots": Slots, "event_loop": EventLoop, "async_loop": EventLoop}
+)
 Alive = TypedDict("Alive", {"ok": bool, "status": str})
 Health = TypedDict("Health", {"name": str, "status": str, "version": str, "databaseAvailable": bool})
 Ready = TypedDict("Ready", {"ready": bool, "detail": NotRequired[str]})

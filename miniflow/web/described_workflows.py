@@ -125,6 +125,12 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "WorkflowStep.when": "Its condition",
     "WorkflowStep.executor": "How it is run, where that is not as its task says",
     "WorkflowStep.payload": "With its references filled in, once its turn has come; left out where it is long",
+    "WorkflowStep.payload_bytes": "The size of the payload, where it is left out for that; the step by its `index` has it",
+    "WorkflowStep.input_bytes": "The same of the input",
+    "WorkflowStep.output_bytes": "The same of the output",
+    "Compensation.payload_bytes": "The size of the payload, where it is left out for that; the job has it",
+    "Compensation.output_bytes": "The same of the output; it is the result of the job",
+    "ReceivedEvent.payload_bytes": "The size of the payload, where it is left out for that; it is what `ctx.wait_event` returns",
     "Step.name": "What others refer to it by; that of its task where it is left out",
     "Step.task": "The name of the task",
     "Step.type": "Another name for `task`; one of the two is needed",
@@ -198,6 +204,9 @@ OPERATIONS: dict[str, Operation] = {
         "workflows", {200: Answer("a page of workflows", WorkflowPage, {"items": [NEW], "next_cursor": "17", "total": 120})}
     ),
     "GET /api/v1/workflows/{workflow_id}": _one("the workflow and its steps", RUN),
+    "GET /api/v1/workflows/{workflow_id}/steps/{step}": Operation(
+        "workflows", {200: Answer("the step, whole", WorkflowStep, STEPS[0])}
+    ),
     "DELETE /api/v1/workflows/{workflow_id}": Operation("workflows", {204: Answer("it is gone")}, refusals=(409,)),
     "GET /api/v1/workflows/{workflow_id}/events": Operation(
         "workflows", {200: Answer("the stream", texts={EVENT_STREAM: EVENTS}, events=("workflow", "end"))}

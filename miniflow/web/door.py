@@ -186,7 +186,7 @@ class Door:
             return None
         request_id = request_id or uuid7()
         new = self._backend.workflow_intake.workflow(wanted, request_id=request_id)
-        if new.loose:  # it may be further by the time that it is answered
+        if new.shape.loose:  # it may be further by the time that it is answered
             return None
         return Plain(Operation("workflow", new), new.id, request_id, functools.partial(workflow_of_new, new))
 

@@ -57,6 +57,7 @@ WORKERS = {
     ],
     "slots": {"thread": 4, "async": 100},
     "event_loop": {"lag": 0.001, "lag_max": 0.31, "held_by": {"crunch": 12.5}},
+    "async_loop": {"lag": 0.0, "lag_max": 2.5, "held_by": {"fetch": 3.0}},
 }  # fmt: skip
 EXPLAINED = {
     "id": ID,

@@ -190,15 +190,19 @@ async def list_workers(backend: Backend) -> Response[bytes]:
 
     ``event_loop`` says how many seconds late the loop that answers requests was at the last look (``lag``) and at most in the
     last minute (``lag_max``), and which tasks have held it up, for how many seconds in all (``held_by``): those that compute in
-    a thread. A worker that runs such a job says so too, with advice.
+    a thread. ``async_loop`` says the same of the loop that all `async def` jobs share, measured while there are some: there
+    ``held_by`` are those that have it for long without an await. A worker that runs such a job says so too, with advice.
     """
     return _workers(backend)
 
 
 def _workers(backend: Backend) -> Response[bytes]:
     lag = backend.metrics.lag
-    loop = EventLoop(lag=lag.last_s, lag_max=lag.max_s, held_by=backend.metrics.use().held_s)
-    return respond({"items": backend.roster.workers(), "slots": backend.roster.slots, "event_loop": loop})
+    use = backend.metrics.use()
+    loop = EventLoop(lag=lag.last_s, lag_max=lag.max_s, held_by=use.held_s)
+    of_jobs = EventLoop(lag=use.async_loop.lag_s, lag_max=use.async_loop.lag_max_s, held_by=use.async_loop.held_s)
+    roster = backend.roster
+    return respond({"items": roster.workers(), "slots": roster.slots, "event_loop": loop, "async_loop": of_jobs})
 
 
 @patch("/api/v1/workers", summary="Change how many jobs run at once")

@@ -6,9 +6,7 @@ what a person needs to go on: what there is instead of a name that nobody knows,
 
 from __future__ import annotations
 
-import difflib
 import typing
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -20,9 +18,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import ParameterKwarg
 
 from miniflow.errors import BadJson, InvalidRequest
-
-NAME_CHARS_MAX = 100
-"""Of a name from outside, before it is compared with others or sent back."""
+from miniflow.validation_errors import in_words, instead_of, plain, quoted
 
 AS_SECONDS = "it is a number of seconds"
 AS_TIME = "write it as 2026-01-31T12:00:00Z"
@@ -38,54 +34,13 @@ HOW_IT_IS_WRITTEN = {
 def decode_error(exc: msgspec.DecodeError, where: str = "", kind: Any = None) -> InvalidRequest:
     """What msgspec says of a body, as an error that names the field; ``where`` goes before it. ``kind`` is the type that the body
     should have been of."""
-    text = str(exc)
     if not isinstance(exc, msgspec.ValidationError):
-        return BadJson(where.rstrip("."), f"the body is not JSON: {text}")
-    reason, _, path = text.partition(" - at `")
-    field = path.rstrip("`").removeprefix("$").removeprefix(".")
-    if reason.startswith("Object contains unknown field"):
-        name = _cut(reason.split("`")[1])
-        hint = instead_of(name, _fields(kind, field))
-        return InvalidRequest(_joined(where, field, name), f"is no field of this request{hint}")
-    if reason.startswith("Object missing required field"):
-        return InvalidRequest(_joined(where, field, reason.split("`")[1]), "is missing")
-    how = HOW_IT_IS_WRITTEN.get(field)
-    return InvalidRequest((where + field).rstrip("."), _lowered(reason) + (f"; {how}" if how else ""))
-
-
-def _fields(kind: Any, path: str) -> tuple[str, ...]:
-    """The names of the fields at ``path`` below a struct; none where nothing is known of them."""
-    for name in path.split(".") if path else []:
-        inside = {one.encode_name: one.type for one in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
-        kind = next((part for part in (inside.get(name), *typing.get_args(inside.get(name))) if _is_struct(part)), None)
-    names: tuple[str, ...] = kind.__struct_encode_fields__ if _is_struct(kind) else ()
-    return names
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
-def _joined(where: str, field: str, name: str) -> str:
-    return f"{where}{field}.{name}" if field else where + name
-
-
-def _lowered(reason: str) -> str:
-    reason = reason.replace("`", "")
-    return reason[:1].lower() + reason[1:]
-
-
-def instead_of(name: str, known: Iterable[str]) -> str:
-    """What to offer to somebody who wrote ``name``: the one that it is close to, else all that there are."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}" if names else ""
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= NAME_CHARS_MAX else name[:NAME_CHARS_MAX] + "…"
+        return BadJson(where.rstrip("."), f"the body is not JSON: {exc}")
+    field, reason = in_words(exc, kind)
+    how = HOW_IT_IS_WRITTEN.get(field.rpartition(".")[2])
+    if how and reason.startswith(("expected", "invalid")):
+        reason = f"{reason.partition('; there are ')[0]}; {how}"
+    return InvalidRequest((where + field).rstrip("."), reason)
 
 
 # -------------------------------------------------------------------------------------------------------- query parameters
@@ -118,7 +73,7 @@ async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
     known = [name for name in _parameters(request.route_handler) if name not in request.path_params]
     for name in request.query_params:
         if name not in known:
-            name = _cut(name)
+            name = quoted(name)
             hint = instead_of(name, known) if known else "; it takes none"
             raise InvalidRequest(name, f"is no parameter of this request{hint}")
 
@@ -131,7 +86,7 @@ def parameter_error(request: Request[Any, Any, Any], exc: ValidationException) -
     name, reason = str(first.get("key", "")), str(first.get("message", "cannot be taken"))
     choices = [one for one in _choices(_parameters(request.route_handler).get(name)) if one is not None]
     hint = f"; there are {', '.join(map(str, choices))}" if choices and "enum value" in reason else ""
-    return InvalidRequest(name, _lowered(reason) + hint)
+    return InvalidRequest(name, plain(reason) + hint)
 
 
 def _choices(kind: Any) -> list[Any]:

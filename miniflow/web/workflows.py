@@ -16,6 +16,7 @@ from miniflow.errors import InvalidRequest, NotFound
 from miniflow.feed import parse_place
 from miniflow.listing import PAGE_MAX
 from miniflow.model import Accepted
+from miniflow.starting import RUNNING
 from miniflow.web import functions
 from miniflow.web.api import WAIT_S_MAX, AnyRequest, idempotency_key, respond, traceparent
 from miniflow.web.backend import Backend
@@ -25,15 +26,21 @@ from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import WorkflowSubmission, decode_workflow, not_before
 from miniflow.workflow_intake import NewWorkflow
 from miniflow.workflow_queries import Workflow, workflow_of_new
-from miniflow.workflows import RUNNING
 
 Wait = Annotated[
     float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the workflow to end, at most 60")
 ]
 Name = Annotated[str | None, Parameter(description="only workflows of this name")]
 Status = Annotated[str | None, Parameter(description="only workflows in this state")]
+Nested = Annotated[bool, Parameter(description="`false`: without those that are steps of others, or were spawned")]
+StepName = Annotated[str, Parameter(description="its `index`, or its name, which is the first that has it")]
 Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="workflows on a page")]
 Cursor = Annotated[str | None, Parameter(description="`next_cursor` of the page before")]
+
+SMALL_BYTES = 20_000
+"""Up to here a workflow is told of each time that the feed looks; beyond, so seldom that a stream sends BYTES_S of it."""
+BYTES_S = 1_000_000
+PAUSE_S_MAX = 1.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -41,7 +48,7 @@ _encode = msgspec.json.Encoder().encode
 class Rerun(msgspec.Struct, forbid_unknown_fields=True, rename={"from_step": "from"}):
     """``from`` is the step to begin with, the first if it is left out; ``input`` replaces that of the run before."""
 
-    from_step: str | None = None
+    from_step: str | int | None = None
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -80,7 +87,7 @@ async def _start(backend: Backend, new: NewWorkflow) -> Response[bytes]:
     headers = {"location": f"/api/v1/workflows/{accepted.id}"}
     if accepted.replayed:
         headers["idempotency-replayed"] = "true"
-    if accepted.replayed or new.loose:  # it may be further already
+    if accepted.replayed or new.shape.loose:  # it may be further already
         found = backend.workflow_queries.workflow(accepted.id)
         found.steps = None
         return respond(found, 201, headers)
@@ -93,10 +100,17 @@ def _accepted(backend: Backend, new: NewWorkflow, headers: dict[str, str]) -> Re
 
 @get("/api/v1/workflows", summary="List workflows")
 async def list_workflows(
-    backend: Backend, name: Name = None, status: Status = None, limit: Limit = 50, cursor: Cursor = None
+    backend: Backend,
+    name: Name = None,
+    status: Status = None,
+    nested: Nested = True,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response[bytes]:
     """A page of them, newest first, without their steps."""
-    return respond(await backend.workflow_queries.page(name=name, status=status, limit=limit, cursor=cursor))
+    return respond(
+        await backend.workflow_queries.page(name=name, status=status, nested=nested, limit=limit, cursor=cursor)
+    )
 
 
 @get("/api/v1/workflows/{workflow_id:str}", summary="One workflow")
@@ -105,25 +119,36 @@ async def get_workflow(workflow_id: str, backend: Backend, wait: Wait = None) ->
     return respond(await find_workflow(backend, workflow_id, wait))
 
 
+@get("/api/v1/workflows/{workflow_id:str}/steps/{step:str}", summary="One step of a workflow")
+async def get_step(workflow_id: str, step: StepName, backend: Backend) -> Response[bytes]:
+    """With a payload, an input and an output that are left out of the workflow, since they are long."""
+    return respond(backend.workflow_queries.step(workflow_id, step))
+
+
 async def find_workflow(backend: Backend, workflow_id: str, wait_s: float | None) -> Workflow:
     """At once, or when it has ended."""
     change = backend.workflow_queries.change(workflow_id)
     if wait_s and change is not None and not change[1]:
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
-        def listener(_: str) -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        backend.notices.listen(workflow_id, listener)
-        try:
-            change = backend.workflow_queries.change(workflow_id)  # it may have ended before we listened
-            if change is not None and not change[1] and not backend.notices.over:
-                await asyncio.wait_for(ended.wait(), wait_s)
-        except TimeoutError:
-            pass
-        finally:
-            backend.notices.forget(workflow_id, listener)
+        await _end_within(backend, workflow_id, wait_s)
     return backend.workflow_queries.workflow(workflow_id)
+
+
+async def _end_within(backend: Backend, workflow_id: str, seconds: float) -> None:
+    """When it has ended, or after so long."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def listener(_: str) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    backend.notices.listen(workflow_id, listener)
+    try:
+        change = backend.workflow_queries.change(workflow_id)  # it may have ended before we listened
+        if change is not None and not change[1] and not backend.notices.over:
+            await asyncio.wait_for(ended.wait(), seconds)
+    except TimeoutError:
+        pass
+    finally:
+        backend.notices.forget(workflow_id, listener)
 
 
 @get("/api/v1/workflows/{workflow_id:str}/events", summary="Follow a workflow")
@@ -131,7 +156,7 @@ async def follow_workflow(
     workflow_id: str, backend: Backend, after: After = None, last_event_id: LastEventId = None
 ) -> Response[Any]:
     """``event: workflow`` with the workflow as it is, and after each change of one of its steps; ``event: end`` with its status
-    when it has ended, and then the stream ends too."""
+    when it has ended, and then the stream ends too. Of a large one not each change is told, but always the last."""
     backend.workflow_queries.workflow(workflow_id)  # 404 before the stream begins
     given, field = (last_event_id, "Last-Event-ID") if last_event_id else (after, "after")
     seen = parse_place(given, field).changed if given else None
@@ -146,10 +171,13 @@ async def _events(backend: Backend, workflow_id: str, seen: int | None) -> Async
                 yield b": nothing new\n\n"
                 continue
             found = backend.workflow_queries.workflow(workflow_id)
-            yield b"id: %d-0\nevent: workflow\ndata: %b\n\n" % (change, _encode(found))
+            data = _encode(found)
+            yield b"id: %d-0\nevent: workflow\ndata: %b\n\n" % (change, data)
             if found.status != RUNNING:
                 yield b"event: end\ndata: %b\n\n" % _encode({"status": found.status})
                 return
+            if len(data) > SMALL_BYTES:  # what it takes to tell all of it is not taken from the steps
+                await _end_within(backend, workflow_id, min(len(data) / BYTES_S, PAUSE_S_MAX))
 
 
 @post("/api/v1/workflows/{workflow_id:str}/cancel", summary="Cancel a workflow", status_code=200)
@@ -187,15 +215,16 @@ async def rerun_workflow(workflow_id: str, request: AnyRequest, backend: Backend
     With another input, if one is given. ``rerun_of`` is the run before. Of a durable function, `from` is the name or the number
     of a step, and what was recorded before it is taken over."""
     wanted = decoded(_decode_rerun, await request.body() or b"{}")
+    first = None if wanted.from_step is None else str(wanted.from_step)
     if backend.workflow_queries.is_function(workflow_id):
         made = await functions.rerun_function(
-            backend, workflow_id, wanted.from_step, wanted.input, _request_id(request), traceparent(request)
+            backend, workflow_id, first, wanted.input, _request_id(request), traceparent(request)
         )
         return _accepted(backend, made, {"location": f"/api/v1/workflows/{made.id}"})
     before, definition, outputs = backend.workflow_queries.definition(workflow_id)
     kept: dict[str, Any] = {}
-    if wanted.from_step is not None:
-        names, again = not_before(definition, wanted.from_step)
+    if first is not None:
+        names, again = not_before(definition, first)
         for name in names:
             if name not in again and name not in outputs:
                 raise InvalidRequest(
@@ -236,6 +265,7 @@ ROUTES: list[Any] = [
     start_workflow,
     list_workflows,
     get_workflow,
+    get_step,
     follow_workflow,
     cancel_workflow,
     retry_workflow,

@@ -16,7 +16,7 @@ from tests.api import end_of, everything_ended, get, submit, wait_for_status
 from tests.crash import journal
 from tests.invariants import acknowledged_all_there, all_ended, check_invariants, read
 from tests.servers import Server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.crash
 
@@ -69,7 +69,7 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
         assert server.process is not None
         begun = time.monotonic()
         server.process.send_signal(number)
-        code = server.process.wait(20)
+        code = server.process.wait(20 * PATIENCE)
         took_s = time.monotonic() - begun
         for thread in threads:
             thread.join(10)

@@ -25,7 +25,10 @@ class OfItsOwn(BaseException):
 
 class Silent(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise RuntimeError("broken")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("broken, too")
 
 
 def deep(levels: int) -> list[Any]:

@@ -77,6 +77,7 @@ def test_a_job_whose_task_is_gone_after_a_restart_is_a_dead_letter_with_that_rea
         ended = end_of(client, job["id"])
         assert ended["status"] == "dead_letter"
         assert "no task is registered as 'add'" in ended["last_error"]
+        assert "its file was not loaded, or has it no more: mend that and retry" in ended["last_error"]
         assert server.terminate() == 0
     check_invariants(server.db, stopped=True)
 

@@ -65,7 +65,7 @@ RAISED = {
     "half_a_surrogate": "ValueError: name ",
     "nul": "ValueError: a\0b",
     "ten_megabytes": "characters left out",
-    "no_str": "no words",
+    "no_str": "Silent: (no words: RuntimeError)",
     "a_group": "ExceptionGroup: several (2 sub-exceptions)",
     "circular_cause": "ValueError: a",
     "stop_iteration": "StopIteration: 5",

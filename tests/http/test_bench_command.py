@@ -14,7 +14,7 @@ import pytest
 
 from tests.commands import miniflow_here
 from tests.servers import Server, environment, miniflow
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 NOOP = "from miniflow import task\n\n@task\ndef noop(payload: dict) -> None: ...\n"
 SHORT = ("--profile=smoke", "--jobs=300", "--duration=0.5")
@@ -122,7 +122,7 @@ def test_no_process_outlives_it(tmp_path: Path, number: signal.Signals) -> None:
         parts = psutil.Process(process.pid).children(recursive=True)
         assert len(parts) == 2
         process.send_signal(number)
-        process.wait(20)
+        process.wait(20 * PATIENCE)
         wait_until(lambda: [part for part in parts if part.is_running()], 20, "their end", until=lambda left: not left)
     finally:
         process.kill()

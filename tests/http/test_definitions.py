@@ -209,10 +209,8 @@ def test_one_that_runs_is_running_and_one_that_fails_has_failed_with_its_cause(
     outer = end_of(client, outer)
     (step,) = outer["steps"]
     assert step["status"] == "failed"
-    assert step["error"] == (
-        f"workflow failing {step['workflow_id']} is failed: step bad is dead_letter: ValueError: no"
-    )
-    assert outer["error"] == f"step nested is cancelled: {step['error']}"
+    assert step["error"] == (f"workflow failing {step['workflow_id']} failed: step bad is dead_letter: ValueError: no")
+    assert outer["error"] == f"step nested failed: {step['error']}"
     retry = client.post(f"/api/v1/workflows/{step['workflow_id']}/retry")
     assert_problem(retry, 409, says="retry that")
     refused = client.post("/api/v1/workflows", json={"name": "x", "steps": [{"name": "a", "workflow": "nobody"}]})
@@ -361,6 +359,20 @@ def test_the_command_line_keeps_starts_lists_and_deletes(server: Server, tmp_pat
     assert "it stands in" in miniflow(server, "undefine", "nightly", code=exits.REFUSED).output
     assert "no definition 'typed'" in miniflow(server, "start", "typed", code=exits.UNUSABLE).output
     assert "is a file" in miniflow(server, "start", str(file), "--version", "1", code=exits.UNUSABLE).output
+
+
+def test_the_command_line_takes_yaml(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "spoken.yaml"
+    file.write_text("name: spoken\nsteps:\n  - {task: add, payload: {a: 1}}\n", "utf-8")
+    done = miniflow(server, "start", str(file), "--wait", "--json")
+    assert json.loads(done.stdout)["steps"][0]["output"] == 3
+    assert miniflow(server, "define", str(file)).output.split()[:3] == ["spoken", "version", "1"]
+    file.write_text("steps: [{task: add}]\nday: 2026-01-31\n", "utf-8")
+    for verb in ("start", "define"):
+        told = miniflow(server, verb, str(file), code=exits.UNUSABLE).output
+        assert "spoken.yaml: not YAML that JSON can say: line 2: a date, which JSON does not have" in told
+    file.write_text("- a\n", "utf-8")
+    assert "not a mapping" in miniflow(server, "start", str(file), code=exits.UNUSABLE).output
 
 
 @pytest.mark.parametrize(("text", "says"), [("a = [", "not TOML"), ("a = 1", "steps are needed")])

@@ -14,7 +14,7 @@ import pytest
 
 from miniflow.demo import Example, summary
 from tests.servers import environment, miniflow
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 def temporary(folder: Path) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_without_once_it_serves_on_until_ctrl_c(tmp_path: Path) -> None:
         jobs = httpx.get(f"{url[0]}/api/v1/jobs", trust_env=False).json()
         assert jobs["total"] == 6
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(20 * PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

@@ -143,6 +143,8 @@ def test_a_field_that_there_is_not_is_refused_and_those_there_are_are_named(
         ("timeout", -1, "a number of seconds"),
         ("run_at", "tomorrow", "2026-01-31T12:00:00Z"),
         ("retry", "often", "a list of seconds"),
+        ("on_stall", "shrug", "there are fail, retry, warn"),
+        ("on_dependency_failure", 5, "there are cancel, run"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_and_how_it_is_written_is_said(

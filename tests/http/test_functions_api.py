@@ -65,6 +65,21 @@ def clocked(ctx: WorkflowContext, word: str) -> Any:
 
 
 @workflow
+def leaving(ctx: WorkflowContext, payload: dict[str, Any]) -> Any:
+    return ctx.spawn("order", payload).id
+
+
+@workflow(max_retries=0)
+def impatient(ctx: WorkflowContext) -> Any:
+    return ctx.wait_event("paid", timeout=0.01)
+
+
+@workflow
+def long(ctx: WorkflowContext, n: int) -> Any:
+    return ctx.step(str.ljust, "x", n, "x", name="fill") + ctx.wait_event("paid")
+
+
+@workflow
 def parent(ctx: WorkflowContext, payload: dict[str, Any]) -> Any:
     return ctx.spawn("order", payload).result()
 '''
@@ -139,6 +154,27 @@ def test_a_run_says_of_each_step_what_it_returned_and_what_it_waits_for(client: 
     assert (found["status"], found["output"]) == ("completed", {"charged": 5, "paid": [1], "shipped": "OK"})
     assert [(event["name"], event["payload"]) for event in found["events"]] == [("paid", [1])]
     assert client.get("/api/v1/workflows?name=order").json()["items"][0]["kind"] == "function"
+
+
+def test_what_a_run_returns_is_given_whatever_its_size_and_a_long_step_says_how_long_it_is(
+    server: Server, client: httpx.Client
+) -> None:
+    run = start(client, "long", {"n": 70_000})
+    send(client, run, "paid", payload="y" * 70_000)
+    found = show(client, run, wait=10)
+    whole = "x" * 70_000 + "y" * 70_000
+    assert found["output"] == whole
+    assert [(step["output_bytes"], "output" in step) for step in found["steps"]] == [(70_002, False)] * 2
+    assert (found["events"][0]["payload_bytes"], "payload" in found["events"][0]) == (70_002, False)
+    assert client.get(f"/api/v1/workflows/{run['id']}/steps/1").json()["output"] == "y" * 70_000
+    told = client.get(f"/api/v1/workflows/{run['id']}/events").text
+    assert json.dumps(whole) in told
+    with Client(server.url) as caller:
+        assert caller.workflows.wait(run["id"]).output == whole
+    shown = miniflow(server, "show", run["id"]).output
+    assert f"output of 70,002 bytes: miniflow workflow result {run['id']} 0" in shown
+    assert f'returned "{whole}"' in shown
+    assert miniflow(server, "result", run["id"], "fill").stdout.strip() == "x" * 70_000
 
 
 def test_the_first_event_of_a_name_wins_and_the_same_again_is_answered_as_the_first_was(client: httpx.Client) -> None:
@@ -277,6 +313,39 @@ def test_a_spawned_run_and_its_parent_point_at_each_other(client: httpx.Client) 
     assert show(client, run, wait=10)["output"] == {"charged": 3, "paid": "yes", "shipped": "OK"}
 
 
+def test_a_spawned_run_is_left_out_with_those_that_are_steps_of_others_and_last_is_none(
+    server: Server, client: httpx.Client
+) -> None:
+    run = start(client, "parent", {"cents": 3})
+    child = waiting(client, run, "order")["steps"][0]["workflow_id"]
+
+    def listed(**which: str) -> list[str]:
+        return [one["id"] for one in client.get("/api/v1/workflows", params=which).json()["items"]]
+
+    for which in ({}, {"status": "running"}, {"name": "order"}, {"name": "order", "status": "running"}):
+        assert child in listed(**which)
+        assert child not in listed(**which, nested="false")
+    assert run["id"] in listed(nested="false")
+    assert miniflow(server, "show", "last").output.startswith(f"parent  {run['id']}")
+    send(client, {"id": child}, "paid", payload=1)
+    assert show(client, run, wait=10)["status"] == "completed"
+
+
+def test_a_spawned_run_that_nobody_waits_for_runs_until_it_has_ended(client: httpx.Client) -> None:
+    run = start(client, "leaving", {"cents": 3})
+    found = show(client, run, wait=10)
+    (step,) = found["steps"]
+    assert (found["status"], step["status"], "error" in step) == ("completed", "running", False)
+    send(client, {"id": step["workflow_id"]}, "paid")
+    show(client, {"id": step["workflow_id"]}, wait=10)
+    assert show(client, run)["steps"][0]["status"] == "completed"
+
+
+def test_an_event_that_did_not_come_says_so(client: httpx.Client) -> None:
+    (step,) = show(client, start(client, "impatient"), wait=10)["steps"]
+    assert (step["status"], step["error"]) == ("failed", "no event 'paid' came in time")
+
+
 def test_a_schedule_starts_a_durable_function_which_knows_its_time_and_so_does_its_rerun(client: httpx.Client) -> None:
     found = client.get("/api/v1/schedules/clocked").json()
     assert (found["workflow"], found["source"]) == ("clocked", "code")
@@ -377,7 +446,11 @@ def test_the_command_line_starts_sends_and_shows(server: Server) -> None:
     assert lines[4] == '  returned {"charged":7,"paid":{"by":"card"},"shipped":"OK"}'
     again = miniflow(server, "rerun", run, "--from", "ship", "--wait", "--json")
     assert json.loads(again.stdout)["output"]["shipped"] == "OK"
-    assert "there is no definition 'nobody'" in miniflow(server, "start", "nobody", code=exits.UNUSABLE).output
+    told = miniflow(server, "start", "nobody", code=exits.UNUSABLE).output
+    assert "there is no definition 'nobody'; none is kept; durable functions are " in told
+    assert "order" in told
+    told = miniflow(server, "start", "order", "--version", "2", code=exits.UNUSABLE).output
+    assert "order is a durable function, which has no versions; leave --version out" in told
     assert "not JSON" in miniflow(server, "start", "order", "--input", "{", code=exits.UNUSABLE).output
     settings = {"MINIFLOW_URL": server.url, "MINIFLOW_TOKEN": "", "NO_COLOR": "1"}
     card = CliRunner().invoke(cli, ["tasks", "order"], env=settings, catch_exceptions=False).output

@@ -166,6 +166,17 @@ def test_a_unique_submit_is_answered_with_the_job_that_is_there(client: httpx.Cl
     assert batch["existing"] == [1]
 
 
+def test_a_field_that_the_task_does_not_take_is_refused_at_submit(server: Server, client: httpx.Client) -> None:
+    body = {"task": "once", "payload": {"customer": "ada"}, "unique": {"fields": ["custmer"]}}
+    problem = assert_problem(client.post("/api/v1/jobs", json=body), 422, "invalid_request")
+    assert problem["field"] == "unique.fields[0]"
+    assert "the task takes no 'custmer'; it takes customer, n" in problem["detail"]
+    batch = client.post("/api/v1/jobs/batch", json=[{"task": "add", "payload": {"a": 1}}, body])
+    assert assert_problem(batch, 422, "invalid_request")["field"] == "[1].unique.fields[0]"
+    with Client(server.url) as python, pytest.raises(Invalid, match=r"unique\.fields\[0\]"):
+        python.submit("once", {"customer": "ada"}, unique={"fields": ["custmer"]})
+
+
 def test_a_debounced_submit_moves_the_job_and_gives_it_its_payload(client: httpx.Client) -> None:
     body = {"task": "add", "debounce": {"wait": 600}}
     first = client.post("/api/v1/jobs", json={**body, "payload": {"a": 1}}).json()
@@ -175,6 +186,13 @@ def test_a_debounced_submit_moves_the_job_and_gives_it_its_payload(client: httpx
     assert second.json()["id"] == first["id"]
     assert second.json()["payload"] == {"a": 2}
     assert second.json()["scheduled_at"] >= first["scheduled_at"]
+
+
+def test_a_longest_wait_that_is_shorter_than_the_wait_is_refused_with_both(client: httpx.Client) -> None:
+    body = {"task": "add", "payload": {"a": 1}, "debounce": {"wait": 600, "max_wait": 0.5}}
+    problem = assert_problem(client.post("/api/v1/jobs", json=body), 422, "invalid_request")
+    assert problem["field"] == "debounce.max_wait"
+    assert "is 0.5, less than wait, which is 600" in problem["detail"]
 
 
 # ------------------------------------------------------------------------------------------------ client and command line

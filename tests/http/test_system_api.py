@@ -17,6 +17,8 @@ LATER = 3600
 MORE = '''
 import asyncio
 import pathlib
+import sys
+import time
 
 from miniflow import task
 
@@ -34,6 +36,18 @@ def crunch(gate: str) -> str:
     while not pathlib.Path(gate).exists():
         sum(range(5_000_000))  # in C, which does not let go of the interpreter
     return "done"
+
+
+@task
+async def block(gate: str) -> str:
+    while not pathlib.Path(gate).exists():
+        time.sleep(0.01)  # where an await belongs
+    return "done"
+
+
+@task
+def patience() -> float:
+    return sys.getswitchinterval()
 
 
 @task(name="group/endless", timeout=0)
@@ -232,6 +246,36 @@ def test_a_task_that_holds_up_the_event_loop_is_named_with_advice(
     assert answer["event_loop"]["held_by"].keys() == {"crunch"}
     assert 'miniflow_event_loop_held_seconds_total{task="crunch"}' in client.get("/metrics").text
     assert "task crunch holds up the event loop" in (server.folder / "logs" / "app.log").read_text("utf-8")
+
+
+def test_an_async_task_that_blocks_is_named_with_advice(client: httpx.Client, server: Server, tmp_path: Path) -> None:
+    job = submit(client, "block", {"gate": str(tmp_path / "gate")}, queue="default")["id"]
+
+    def named() -> Json:
+        answer: Json = client.get("/api/v1/workers").json()
+        return answer
+
+    answer = wait_until(named, 20, until=lambda found: any("advice" in item for item in found["items"]))
+    (tmp_path / "gate").touch()
+    end_of(client, job)
+
+    (item,) = [item for item in answer["items"] if item["busy"]]
+    assert (item["task"], item["executor"]) == ("block", "async")
+    assert "asyncio.to_thread" in item["advice"]
+    assert item["holds_loop_for"] >= 0.25
+    loop = answer["async_loop"]
+    assert loop["held_by"].keys() == {"block"}
+    assert loop["lag_max"] >= loop["lag"]
+    assert "block" not in answer["event_loop"]["held_by"], "requests did not wait for it"
+    page = client.get("/metrics").text
+    assert 'miniflow_async_loop_held_seconds_total{task="block"}' in page
+    assert "miniflow_async_loop_lag_max_seconds " in page
+    log = (server.folder / "logs" / "app.log").read_text("utf-8")
+    assert "task block holds up the loop that all async jobs share" in log
+
+
+def test_a_task_that_computes_lets_the_server_in_every_half_millisecond(client: httpx.Client) -> None:
+    assert end_of(client, submit(client, "patience")["id"])["result"] == 0.0005
 
 
 def test_a_server_without_workers_has_none_and_serves_no_queue(tmp_path: Path) -> None:

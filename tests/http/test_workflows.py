@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,33 @@ from miniflow.async_client import AsyncClient
 from miniflow.cli import cli
 from miniflow.client import Client
 from miniflow.commands import exits
+from miniflow.web.workflows import BYTES_S
 from miniflow.workflow_answers import BadItem, Compensation, Workflow, WorkflowNotEnded, WorkflowStep
+from miniflow.workflow_client import Workflows
 from tests.api import TASKS, assert_problem, get
 from tests.invariants import check_invariants
 from tests.servers import Server
+from tests.terminals import Terminal
 from tests.waiting import wait_until
 
 Json = dict[str, Any]
+DEAF = """
+import time
+from pathlib import Path
+
+from miniflow import task
+
+
+@task
+def deaf(gate: str, started: str) -> None:
+    \"\"\"Waits for the file ``gate``, whatever is asked of it.\"\"\"
+    Path(started).touch()
+    while not Path(gate).exists():
+        try:
+            time.sleep(0.01)
+        except BaseException:
+            pass
+"""
 SUM = [
     {"name": "first", "task": "add", "payload": {"a": "${input.n}", "b": 1}},
     {"name": "second", "task": "add", "payload": {"a": "${steps.first}", "b": 10}},
@@ -34,7 +56,7 @@ SUM = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """That of the others, but rows may be deleted."""
-    with Server(tmp_path_factory.mktemp("server"), {"sample.py": TASKS}, stop_grace=1.0) as running:
+    with Server(tmp_path_factory.mktemp("server"), {"sample.py": TASKS, "deaf.py": DEAF}, stop_grace=30.0) as running:
         yield running
         assert running.terminate() == 0, running.output()
         check_invariants(running.db, stopped=True, replayed=True, deleted=True)
@@ -100,10 +122,52 @@ def test_a_workflow_says_of_each_step_what_it_took_and_returned(client: httpx.Cl
     assert (job["workflow_id"], job["step"], job["step_index"], job["result"]) == (workflow["id"], "second", 1, 15)
 
 
+def test_what_is_long_is_left_out_of_a_step_with_its_size_and_the_step_by_its_index_has_it(
+    server: Server, client: httpx.Client
+) -> None:
+    text = "x" * 70_000
+    steps = [
+        {"name": "long", "task": "whole", "payload": {"text": "${input}"},
+         "compensate": {"task": "whole", "payload": "${output}"}},
+        {"name": "short", "task": "whole", "payload": {}},
+        {"name": "bad", "task": "bad", "max_retries": 0, "when": "${input} == 1"},
+    ]  # fmt: skip
+    found = end_of(client, start(client, steps, input=text))
+    long, short, _ = found["steps"]
+    assert (long["payload_bytes"], long["output_bytes"]) == (70_011, 70_011)
+    assert not {"payload", "output"} & long.keys()
+    assert (short["payload"], short["output"]) == ({}, {})
+    assert not {"payload_bytes", "output_bytes"} & short.keys()
+    whole = client.get(f"/api/v1/workflows/{found['id']}/steps/0").json()
+    assert (whole["payload"], whole["output"]) == ({"text": text}, {"text": text})
+    assert not {"payload_bytes", "output_bytes"} & whole.keys()
+    assert client.get(f"/api/v1/workflows/{found['id']}/steps/long").json() == whole
+    assert_problem(client.get(f"/api/v1/workflows/{found['id']}/steps/3"), 404, says="step not found: 3 of workflow")
+    with Client(server.url) as caller:
+        assert caller.workflows.get(found["id"]).steps[0].output_bytes == 70_011
+        assert caller.workflows.step(found["id"], 0).output == {"text": text}
+    job_id = long["job_id"]
+    assert f"output of 70,011 bytes: miniflow result {job_id}" in miniflow(server, "show", found["id"]).output
+    assert json.loads(miniflow(server, "result", found["id"], "long", "--json").stdout) == {"text": text}
+
+    steps[2]["when"] = "${input} != 1"
+    undone = end_of(client, start(client, steps, input=text))["compensations"][0]
+    assert (undone["payload_bytes"], undone["output_bytes"]) == (70_011, 70_011)
+
+
+def test_the_output_of_a_workflow_is_given_whatever_its_size(server: Server, client: httpx.Client) -> None:
+    steps = [{"name": "a", "task": "whole", "payload": {"text": "${input}"}}]
+    definition = {"steps": steps, "output": "${steps.a.text}"}
+    assert client.put("/api/v1/workflow-definitions/long", json=definition).status_code == 201
+    started = client.post("/api/v1/workflows", json={"definition": "long", "input": "x" * 70_000}).json()
+    assert end_of(client, started)["output"] == "x" * 70_000
+    assert miniflow(server, "result", started["id"]).stdout == "x" * 70_000 + "\n"
+
+
 def test_what_is_wrong_is_refused_by_name_and_nothing_is_started(client: httpx.Client) -> None:
     before = client.get("/api/v1/workflows").json()["total"]
     for steps, field, says in [
-        ([{"name": "a", "task": "add", "payload": {"a": "${steps.b}"}}], "steps[0]", "there is none"),
+        ([{"name": "a", "task": "add", "payload": {"a": "${steps.b}"}}], "steps[0].payload", "there is none"),
         ([{"name": "a", "task": "add", "needs": ["a"]}], "steps[0].needs", "circle"),
         ([{"name": "a", "task": "nobody"}], "steps[0].task", "nobody"),
         ([{"name": "a", "task": "add", "payload": {}}], "steps[0].payload.a", "missing"),
@@ -133,7 +197,7 @@ def test_lists_are_narrowed_and_go_on_by_cursor(client: httpx.Client) -> None:
     ids = [start(client, SUM, name="listed", input={"n": n})["id"] for n in range(3)]
     page = client.get("/api/v1/workflows?name=listed&limit=2").json()
     assert [one["id"] for one in page["items"]] == [ids[2], ids[1]]
-    assert "steps" not in page["items"][0]
+    assert not {"steps", "input"} & page["items"][0].keys()
     rest = client.get("/api/v1/workflows", params={"name": "listed", "limit": 2, "cursor": page["next_cursor"]}).json()
     assert [one["id"] for one in rest["items"]] == [ids[0]]
     assert "next_cursor" not in rest
@@ -156,6 +220,20 @@ def test_a_stream_tells_each_change_and_ends_with_the_workflow(client: httpx.Cli
     assert seen[-1] == {"status": "completed"}
     assert [one["current_step"] for one in seen[:-1]] == sorted(one["current_step"] for one in seen[:-1])
     assert (seen[0]["steps"][0]["status"], seen[-2]["steps"][1]["output"]) == ("running", {"was": "let go"})
+
+
+def test_a_stream_of_a_large_workflow_is_no_faster_than_it_may_be_and_still_tells_the_last(
+    client: httpx.Client,
+) -> None:
+    steps = [{"name": f"s{n}", "task": "whole", "payload": {"text": "x" * 10_000}} for n in range(60)]
+    workflow = start(client, steps)
+    begun, told = time.monotonic(), list[str]()
+    with client.stream("GET", f"/api/v1/workflows/{workflow['id']}/events") as answer:
+        told = [line for line in answer.iter_lines() if line.startswith("data:")]
+    size, took = sum(map(len, told)), time.monotonic() - begun
+    assert size <= BYTES_S * took + 2 * max(map(len, told))  # that which it is at once, and that of the end
+    assert json.loads(told[-2].removeprefix("data:"))["current_step"] == 60
+    assert told[-1] == 'data: {"status":"completed"}'
 
 
 def test_pause_resume_and_cancel(client: httpx.Client, tmp_path: Path) -> None:
@@ -208,8 +286,13 @@ def test_retry_goes_on_and_a_rerun_takes_over_what_was_done(client: httpx.Client
         ("reused", "good now"),
         ("completed", 53),
     ]
+    by_number = end_of(client, act(client, workflow, "rerun", 201, **{"from": 2}))
+    assert [step["status"] for step in by_number["steps"]] == ["reused", "reused", "completed"]
     whole = end_of(client, act(client, workflow, "rerun", 201))
     assert [step["output"] for step in whole["steps"]] == [3, "good now", 4]
+    for number in ("3", "0000000000", "1" * 5_000):
+        beyond = client.post(f"/api/v1/workflows/{workflow['id']}/rerun", json={"from": number})
+        assert_problem(beyond, 422, field="from", says="there is no step")
     unknown = client.post(f"/api/v1/workflows/{workflow['id']}/rerun", json={"from": "nobody"})
     assert_problem(unknown, 422, field="from", says="there is no step 'nobody'; there are first, second, third")
 
@@ -240,6 +323,120 @@ def test_a_step_over_a_list_says_how_far_it_is_and_which_item_was_bad(server: Se
     assert_problem(wrong, 422, field="steps[0].for_each", says="leads to no list, but to 5")
 
 
+def test_a_step_over_a_list_runs_while_its_items_do_and_is_cancelled_with_them(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    steps = [{"name": "each", "task": "hold", "for_each": [1, 2], "payload": {"gate": str(tmp_path / "gate")}}]
+    workflow = start(client, steps)
+
+    def each() -> Json:
+        found: Json = client.get(f"/api/v1/workflows/{workflow['id']}").json()["steps"][0]
+        return found
+
+    wait_until(each, 10, "its items to run", until=lambda step: step["status"] == "running")
+    act(client, workflow, "cancel", 202)
+    found = end_of(client, workflow)
+    assert (found["status"], found["steps"][0]["status"]) == ("cancelled", "cancelled")
+
+
+def test_a_step_that_is_a_workflow_runs_until_that_has_stopped_and_is_cancelled_then(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    kept = {"steps": [{"name": "deaf", "task": "deaf", "payload": {"gate": str(gate), "started": str(begun)}}]}
+    assert client.put("/api/v1/workflow-definitions/inner", json=kept).status_code == 201
+    workflow = start(client, [{"name": "outer", "workflow": "inner"}])
+    wait_until(begun.exists, 10, "the inner workflow to run")
+    asked = act(client, workflow, "cancel", 202)
+    assert asked["steps"][0]["status"] == "running"
+    gate.touch()
+    assert end_of(client, workflow)["steps"][0]["status"] == "cancelled"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_the_steps_of_a_run_that_is_a_step_stand_below_it_and_are_drawn_as_they_change(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    deepest = {"steps": [{"name": "held", "task": "hold", "payload": {"gate": str(gate)}}]}
+    middle = {
+        "steps": [
+            {"name": "before", "task": "add", "payload": {"a": 1, "b": 2}},
+            {"name": "down", "workflow": "deepest"},
+        ]
+    }
+    for name, kept in (("deepest", deepest), ("middle", middle)):
+        assert client.put(f"/api/v1/workflow-definitions/{name}", json=kept).status_code == 201
+    whole = start(client, [{"name": "top", "workflow": "middle"}, {"name": "after", "task": "whole"}])
+    with Terminal("workflow", "show", "-f", whole["id"], "--url", server.url, cwd=tmp_path) as terminal:
+        terminal.wait_for(r"\n {6}. held +running")
+        gate.touch()
+        assert terminal.end() == 0
+        last = terminal.text.splitlines()
+    names = ["  ✓ top", "    ✓ before", "    ✓ down", "      ✓ held", "  ✓ after"]
+    assert [line.split("  completed")[0] for line in last[-5:]] == names
+    shown = miniflow(server, "show", whole["id"]).output.splitlines()
+    assert [line.split()[1] for line in shown[1:6]] == ["top", "before", "down", "held", "after"]
+    for step in end_of(client, whole)["steps"][:1]:
+        assert client.delete(f"/api/v1/workflows/{step['workflow_id']}").status_code == 204
+    shown = miniflow(server, "show", whole["id"]).output.splitlines()
+    assert [line.split()[1] for line in shown[1:3]] == ["top", "after"]
+
+
+def test_those_that_are_steps_of_others_can_be_left_out_and_last_is_none_of_them(
+    server: Server, client: httpx.Client
+) -> None:
+    kept = {"steps": [{"name": "only", "task": "add", "payload": {"a": 1, "b": 2}}]}
+    assert client.put("/api/v1/workflow-definitions/inside", json=kept).status_code == 201
+    whole = end_of(client, start(client, [{"name": "outside", "workflow": "inside"}], name="of two\nlines"))
+    inside = whole["steps"][0]["workflow_id"]
+
+    def listed(**which: str) -> list[str]:
+        answer = client.get("/api/v1/workflows", params=which)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()["items"]]
+
+    for which in ({}, {"status": "completed"}):
+        assert listed(**which)[:2] == [inside, whole["id"]]
+        assert listed(**which, nested="false")[0] == whole["id"]
+        assert inside not in listed(**which, nested="false")
+    for which in ({"name": "inside"}, {"name": "inside", "status": "completed"}):
+        assert (listed(**which), listed(**which, nested="false")) == ([inside], [])
+    assert miniflow(server, "show", "last").output.startswith(f"of two lines  {whole['id']}  completed")
+    assert f"{whole['id']}  of two lines  completed" in miniflow(server, "list").output
+    assert inside not in miniflow(server, "list").output
+    assert inside in miniflow(server, "list", "--all").output
+
+
+def test_a_rerun_that_fails_undoes_what_it_did_and_not_what_it_took_over(client: httpx.Client) -> None:
+    undo = {"task": "whole", "payload": {"was": "${output}"}}
+    steps = [
+        {"name": "first", "task": "add", "payload": {"a": 1, "b": 2}, "compensate": undo},
+        {"name": "second", "task": "add", "payload": {"a": 3, "b": 4}, "compensate": undo},
+        {"name": "third", "task": "bad_until", "payload": {"gate": "${input}"}, "max_retries": 0},
+    ]
+    workflow = start(client, steps, input="/")
+    assert end_of(client, workflow)["status"] == "completed"
+    found = end_of(client, act(client, workflow, "rerun", 201, **{"from": "second", "input": "/no such file"}))
+    assert [step["status"] for step in found["steps"]] == ["reused", "completed", "dead_letter"]
+    assert (found["status"], [undone["name"] for undone in found["compensations"]]) == ("failed", ["second"])
+
+
+def test_of_a_tree_that_is_longer_than_the_terminal_what_runs_is_in_view_and_at_the_end_all_of_it(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    steps = [{"name": f"s{n}", "task": "whole", "payload": {}} for n in range(60)]
+    steps[40] = {"name": "s40", "task": "hold", "payload": {"gate": str(gate)}}
+    whole = start(client, steps)
+    with Terminal("workflow", "show", "-f", whole["id"], "--url", server.url, cwd=tmp_path, rows=24) as terminal:
+        terminal.wait_for(r"… \d\d completed\r?\n(.*\n)+ +▶ s40 +running(.*\n)+ +… \d+ pending")
+        gate.touch()
+        assert terminal.end() == 0
+        last = terminal.text.splitlines()
+    assert [line.split()[1] for line in last[-60:]] == [f"s{n}" for n in range(60)]
+
+
 def test_what_is_undone_is_shown_and_not_taken_over(server: Server, client: httpx.Client) -> None:
     steps = [
         {
@@ -265,6 +462,17 @@ def test_what_is_undone_is_shown_and_not_taken_over(server: Server, client: http
     assert_problem(client.post(f"/api/v1/workflows/{found['id']}/retry"), 409, says="rerun it")
     wrong = client.post("/api/v1/workflows", json={"name": "x", "steps": steps, "on_failure": {"tsk": "bad"}})
     assert_problem(wrong, 422, field="on_failure.tsk")
+
+
+def test_what_undoes_a_workflow_stands_in_the_order_in_which_it_is_run(server: Server, client: httpx.Client) -> None:
+    undo = {"task": "whole", "payload": {}}
+    steps = [{"name": name, "task": "whole", "payload": {}, "compensate": undo} for name in ("a", "b", "c")]
+    found = end_of(client, start(client, [*steps, {"name": "d", "task": "bad", "max_retries": 0}], on_failure={**undo}))
+    assert [one["name"] for one in found["compensations"]] == ["c", "b", "a", "on_failure"]
+    begun = [one["started_at"] for one in found["compensations"]]
+    assert begun == sorted(begun)
+    lines = miniflow(server, "show", found["id"]).output.splitlines()
+    assert [line.split()[2] for line in lines if " undo " in line] == ["c", "b", "a"]
 
 
 # -------------------------------------------------------------------------------------------------------- from the client
@@ -345,6 +553,21 @@ def test_the_command_line_starts_shows_and_acts(server: Server, tmp_path: Path) 
     assert "deleted" in miniflow(server, "delete", "last").output
     assert "cannot cancel" in miniflow(server, "cancel", "last", code=exits.REFUSED).output
     assert "nobody" in miniflow(server, "show", "nobody", code=exits.NOT_FOUND).output
+
+
+def test_who_no_longer_waits_for_a_workflow_is_told_that_it_goes_on(
+    server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow, gate = held(client, tmp_path)
+
+    def press_ctrl_c(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workflows, "wait", press_ctrl_c)
+    told = miniflow(server, "show", workflow["id"], "-f", code=exits.INTERRUPTED).stderr
+    assert f"goes on; `miniflow workflow show -f {workflow['id']}`" in told
+    gate.touch()
+    assert end_of(client, workflow)["status"] == "completed"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from miniflow.bench.profiles import FLAKY, FLAKY_DEAD, MIXES, PROFILES, WORK, Unusable, setup
 from miniflow.retry import RetryPolicy
+from miniflow.workflow_graph import decode_workflow
 
 
 def bodies(profile: str, n: int, queue: str | None = None) -> list[dict[str, object]]:
@@ -88,10 +89,10 @@ def test_what_means_nothing_to_a_profile_is_refused(name: str, asked: dict[str, 
 def test_a_workflow_is_one_request_with_three_steps_each_after_the_one_before(mix: str, tasks: list[str]) -> None:
     made = setup("workflow", mix=mix)
     plan = made.plan(made.phases()[0], url="http://x", token="", queue="bench", samples=500)
-    assert (plan.path, plan.requests, plan.pattern) == ("/api/v1/jobs/batch", 3_000, [0])
-    steps = json.loads(plan.bodies[0])
-    assert [(step["task"], step["queue"]) for step in steps] == [(task, "bench") for task in tasks]
-    assert [step.get("depends_on") for step in steps] == [None, [0], [1]]
+    assert (plan.path, plan.requests, plan.pattern) == ("/api/v1/workflows", 3_000, [0])
+    steps = decode_workflow(plan.bodies[0].encode()).steps or []
+    assert [(step.task, step.queue) for step in steps] == [(task, "bench") for task in tasks]
+    assert [step.needs for step in steps] == [None] * 3  # so each needs the one before it
 
 
 def test_samples_are_spread_over_the_phase() -> None:

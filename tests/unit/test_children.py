@@ -1,10 +1,11 @@
-"""Starting children where the system has not enough of something."""
+"""Starting children, and what they outlive."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,9 @@ import pytest
 
 from miniflow.clock import SystemClock
 from miniflow.executors import children
-from miniflow.executors.children import Children, Processes
+from miniflow.executors.children import Child, Children, Processes
+from miniflow.executors.messages import Failed, Run
+from tests.waiting import wait_until
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what is open as Linux tells it")
@@ -33,4 +36,40 @@ def test_a_child_that_cannot_be_listened_to_is_ended_and_leaves_nothing_open(
             warm.acquire()
     assert (len(os.listdir("/proc/self/fd")), len(psutil.Process().children())) == before
     assert warm.alive == 0
+    processes.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the parent of a process is a process")
+def test_a_child_outlives_the_worker_that_started_it(tmp_path: Path) -> None:
+    processes = Processes(SystemClock(), grace_ms=100, niceness=0)
+    warm = Children(processes, lambda: children.hello(str(tmp_path), debug=False), jobs_max=10, memory_max=10**9)
+    started: list[Child] = []
+    may_go = threading.Event()
+
+    def work() -> None:
+        started.append(warm.acquire())
+        may_go.wait(60)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    wait_until(lambda: bool(started and started[0].inbox.wait(100)), what="the child to say that it is ready")
+    child = started[0]
+    own = Path(f"/proc/self/task/{worker.native_id}")
+    may_go.set()
+    worker.join()
+    wait_until(lambda: not own.exists(), what="the worker's thread to be gone for the system too")
+    # a signal that was on its way has come when the child answers what it was sent after it
+    child.send(Run("1", "no such task", "default", 1, 0, "{}", None, "result", 1_000, None, None, None, None, False))
+    answers: list[Any] = []
+
+    def answer() -> bool:
+        for name, data in child.inbox.wait(100):
+            if name == "messages" and data:
+                answers.extend(child.frames.feed(data))
+        return bool(answers) or child.tree.exited()
+
+    wait_until(answer, what="the child's answer, or its end")
+    assert not child.tree.exited()
+    assert isinstance(answers[0], Failed)
+    warm.discard(child)
     processes.close()

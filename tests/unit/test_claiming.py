@@ -233,11 +233,11 @@ def test_no_more_begin_in_any_period_than_the_rate_says(engines: Engines, journa
     clock.advance(9_999)
     settle(engine)
     wait_for_state(engine.database.path, submit(engine, "plain", {"n": 99}))
-    assert journal.began == [0, 1, 99]
+    assert (set(journal.began[:2]), journal.began[2:]) == ({0, 1}, [99])  # two workers may note theirs in either order
     clock.advance(1)
     settle(engine)
     wait_until(lambda: len(journal.began) == 5)
-    assert journal.began == [0, 1, 99, 2, 3]
+    assert set(journal.began[3:]) == {2, 3}
 
 
 def test_a_rate_is_remembered_over_a_restart(engines: Engines, journal: Journal) -> None:

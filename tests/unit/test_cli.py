@@ -24,7 +24,7 @@ from miniflow.scaffold import samples
 from miniflow.settings import FILE, SETTINGS, Settings, load
 from tests.commands import miniflow_here
 from tests.servers import ROOT, Server, environment, miniflow
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -252,7 +252,7 @@ def test_a_signal_ends_it_with_code_0(tmp_path: Path, number: signal.Signals) ->
     with Server(tmp_path) as server:
         assert server.process is not None
         server.process.send_signal(number)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(20 * PATIENCE) == 0
         assert "Traceback" not in server.output()
         assert "went back" not in server.output()
 

@@ -188,6 +188,12 @@ def test_workers_say_which_task_holds_up_the_server_and_what_helps() -> None:
     assert shown.count("makes requests wait") == 1
 
 
+def test_workers_say_which_task_holds_up_all_async_jobs() -> None:
+    busy = {"executor": "async", "busy": True, "task": "fetch", "holds_loop_for": 3.0, "advice": "await"}
+    shown = text(overview.worker_list([WorkerInfo(id="w-async", **busy)], 80))
+    assert shown.splitlines()[-2:] == ["fetch has the loop of all async jobs for up to 3.0 s", "  await"]
+
+
 def test_stats_begin_with_the_first_hour_that_has_something() -> None:
     hours = [Hour(hour=AT - dt.timedelta(hours=n)) for n in range(23, 2, -1)]
     hours += [Hour(hour=AT - dt.timedelta(hours=2), enqueued=5, finished=4, failed=1), Hour(hour=AT, finished=2)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from miniflow import clock
-from miniflow.clock import CLOCK_JUMP_MS, Clock, SystemClock, boot_id, rfc3339, to_ms
+from miniflow.clock import CLOCK_JUMP_MS, Clock, SettledClock, SystemClock, boot_id, rfc3339, to_ms
 from tests.engines import FakeClock
 
 YEAR_10000_MS = 253_402_300_800_000
@@ -100,6 +100,28 @@ def test_no_time_is_no_text() -> None:
 @given(st.integers(0, YEAR_10000_MS - 1))
 def test_what_is_written_can_be_read(ms: int) -> None:
     assert to_ms(dt.datetime.fromisoformat(rfc3339(ms) or "")) == ms
+
+
+@pytest.mark.parametrize("jump_ms", [86_400_000, -86_400_000])
+def test_a_settled_clock_goes_on_as_it_did_until_it_is_settled(jump_ms: int) -> None:
+    fake = FakeClock()
+    clock = SettledClock(fake)
+    now, offset = clock.reading()
+    fake.set_wall(jump_ms)
+    fake.advance(10)
+    assert (clock.reading(), clock.now_ms(), clock.offset_ms()) == ((now + 10, offset), now + 10, offset)
+    assert (clock.jump_ms(), clock.wall_ms()) == (jump_ms, now + 10 + jump_ms)
+    clock.settle(jump_ms)
+    assert (clock.reading(), clock.jump_ms()) == ((now + 10 + jump_ms, offset + jump_ms), 0)
+    clock.settle(-jump_ms)  # the rows have not moved after all
+    assert (clock.now_ms(), clock.jump_ms()) == (now + 10, jump_ms)
+
+
+def test_a_settled_clock_follows_one_that_is_slewed() -> None:
+    fake = FakeClock()
+    clock = SettledClock(fake)
+    fake.set_wall(CLOCK_JUMP_MS)
+    assert (clock.reading(), clock.jump_ms()) == (fake.reading(), 0)
 
 
 @given(st.integers(0, YEAR_10000_MS - 1), st.integers(0, YEAR_10000_MS - 1))

@@ -116,6 +116,20 @@ def test_they_go_on_as_soon_as_the_system_calls_the_clock_right(
     engines.stop(engine)
 
 
+def test_a_clock_of_1970_that_is_put_right_makes_up_for_nothing(
+    engines: Engines, clock: FakeClock, right: list[bool]
+) -> None:
+    clock.set_wall(-clock.now_ms() + MINUTE)
+    engine = engines([work], clock=clock, trust_clock=True)
+    create(engine, "s", "work", every=60, catchup="all")
+    clock.set_wall(YEARS + 36 * 365 * DAY)
+    after(engine, clock, 0)
+    assert outcomes(engines.path, "s") == []
+    after(engine, clock, MINUTE)
+    assert runs(engines.path, "s") == [clock.now_ms() - clock.now_ms() % MINUTE]
+    engines.stop(engine)
+
+
 def test_an_owner_can_have_them_fire_by_any_clock(engines: Engines, clock: FakeClock, right: list[bool]) -> None:
     clock.set_wall(-YEARS)
     engine = engines([work], clock=clock, trust_clock=True)

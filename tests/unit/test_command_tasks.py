@@ -14,6 +14,7 @@ from miniflow.errors import InvalidRequest, SettingsError
 from miniflow.limits import Threshold
 from miniflow.registry import Registry, TaskSpec
 from miniflow.retry import RetryPolicy
+from miniflow.rule_options import Unique, parse_rate
 
 FOLDER = Path("folder")
 
@@ -40,6 +41,12 @@ on_stall = "fail"
 max_retries = 4
 retry = [1, 2]
 limits = { memory = "1GB", log_bytes = [1, 2] }
+concurrency = 3
+concurrency_key = "mode"
+concurrency_per_key = 2
+on_conflict = "skip"
+rate = "10/minute"
+unique = { fields = ["source"], within = 60 }
 
 [commands.thumbnail.payload]
 source = "str"
@@ -60,6 +67,11 @@ def test_a_table_is_a_task_with_its_options() -> None:
     assert spec.source == str(FOLDER / "miniflow.toml")
     assert spec.limits is not None
     assert (spec.limits.memory, spec.limits.log_bytes) == (Threshold(0.8e9, 1e9), Threshold(1, 2))
+    assert (spec.rules.concurrency, spec.rules.key_fields, spec.rules.per_key, spec.rules.on_conflict) == (
+        3, ("mode",), 2, "skip",
+    )  # fmt: skip
+    assert spec.rules.rate == parse_rate("10/minute", "rate")
+    assert spec.rules.unique == Unique(fields=["source"], within=60)
     assert spec.program is not None
     assert (spec.program.cwd, spec.program.env, spec.program.success, spec.program.retryable) == (
         "/srv", {"A": "1"}, (0, 3), (75,),
@@ -103,7 +115,7 @@ def test_what_it_runs_is_its_description_if_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("", "missing required field `argv`"),
+        ("", "argv is missing"),
         ("argv = []", "length >= 1"),
         ('argv = "echo a"', "one line of text needs shell = true"),
         ('argv = ["echo"]\nshell = true', "argv is one line of text"),
@@ -111,7 +123,7 @@ def test_what_it_runs_is_its_description_if_there_is_none() -> None:
         ('argv = ["echo", "{"]', "for a brace"),
         ('argv = ["{program}"]', "cannot come from the payload"),
         ('argv = ["echo", "{b}"]\npayload = {a = "str"}', "argv names the field {b}, which payload does not have"),
-        ('argv = ["echo"]\nsucces = [1]', "unknown field `succes`"),
+        ('argv = ["echo"]\nsucces = [1]', "succes is no key of a command; did you mean success?"),
         ('argv = ["echo"]\nsuccess = []', "length >= 1"),
         ('argv = ["echo"]\nsuccess = [256]', "<= 255"),
         ('argv = ["echo"]\nretryable = [0, 5]', "exit code 0 cannot be both success and retryable"),
@@ -125,6 +137,9 @@ def test_what_it_runs_is_its_description_if_there_is_none() -> None:
         ('argv = ["echo"]\npayload = {a = {type = "str", ge = 1}}', "commands.wrong"),
         ('argv = ["echo"]\nqueue = "no good"', "queue"),
         ('argv = ["echo"]\npriority = "high"', "priority"),
+        ('argv = ["echo"]\nconcurrency = 0', "its rules: concurrency is a whole number from 1"),
+        ('argv = ["echo"]\nrate = "often"', "its rules: rate"),
+        ('argv = ["echo"]\npayload = {a = "str"}\nconcurrency_key = "b"', "the task takes no 'b'; it takes a"),
     ],
 )
 def test_a_wrong_table_is_refused_naming_it(body: str, words: str) -> None:

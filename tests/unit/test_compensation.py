@@ -249,6 +249,28 @@ def test_on_failure_alone_leaves_a_workflow_that_can_be_retried(engines: Engines
     engines.stop(engine)
 
 
+def test_a_step_is_not_retried_by_itself_once_the_on_failure_runs_and_that_is_said(
+    engines: Engines, shop: Shop
+) -> None:
+    engine = engines(shop.tasks)
+    wanted = [step("hotel"), step("pay", "fail")]
+    workflow = start(engine, wanted, on_failure={"task": "held"})
+    shop.gate.wait_for_arrival()
+    job = step_job(engines.path, workflow, "pay")
+    with pytest.raises(
+        TransitionRefused, match="the on_failure of its workflow runs; retry the workflow when that has"
+    ):
+        verb(engine, engine.jobs.retry(job))
+    shop.gate.open()
+    assert ended(engines.path, workflow)[0] == "failed"
+    with pytest.raises(TransitionRefused, match="the on_failure of its workflow has run; retry the workflow"):
+        verb(engine, engine.jobs.retry(job))
+    shop.broken.clear()
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow)[0] == "completed"
+    engines.stop(engine)
+
+
 def test_a_process_that_dies_while_it_undoes_goes_on_with_it(engines: Engines, shop: Shop) -> None:
     engine = engines(shop.tasks)
     workflow = start(
@@ -270,7 +292,12 @@ def test_a_process_that_dies_while_it_undoes_goes_on_with_it(engines: Engines, s
     [
         ({}, "steps[1].compensate.task", "is missing"),
         ({"task": "undo", "payload": {"wax": 1}}, "steps[1].compensate.payload", "wax"),
-        ({"task": "undo", "payload": {"was": "${steps.last}"}}, "steps[1].needs", "does not lead to the step 'last'"),
+        (
+            {"task": "undo", "payload": {"was": "${steps.last}"}},
+            "steps[1].compensate.payload",
+            "refers to the step 'last'; what",
+        ),
+        ({"task": "undo", "payload": {"was": "${steps.no}"}}, "steps[1].compensate.payload", "'no', and there is none"),
         ({"task": "undo", "payload": {"was": "${input.x}"}}, "steps[1].compensate.payload", "input has no 'x'"),
         ({"task": "undo", "payload": {"was": "${workflow.x}"}}, "steps[1].compensate.payload", "workflow has no 'x'"),
         ({"task": "undo", "executor": "thread", "queue": "no queue"}, "steps[1].compensate.queue", "letters"),

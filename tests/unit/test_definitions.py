@@ -158,14 +158,16 @@ def test_a_start_that_cannot_be_names_the_field(engine: Engine, fields: dict[str
         ({"steps": []}, "steps", "length >= 1"),
         ({"steps": [{"task": "add", "payload": {"a": "${input.m}"}}]}, "steps[0].payload", "refers to no input; there are n"),
         ({"steps": [{"task": "add", "when": "${input.m}"}]}, "steps[0].when", "refers to no input"),
-        ({"steps": [{"task": "add", "payload": {"a": "${steps.x}"}}]}, "steps[0]", "step 'x', and there is none"),
+        ({"steps": [{"task": "add", "payload": {"a": "${steps.x}"}}]}, "steps[0].payload", "step 'x', and there is none"),
         ({"steps": [{"task": "add", "payload": {"a": "one"}}]}, "steps[0].payload.a", "int"),
         ({"steps": [{"task": "add"}], "output": "${steps.x}"}, "output", "step 'x', and there is none"),
         ({"steps": [{"task": "add"}], "output": {"a": "${input.m}"}}, "output", "refers to no input"),
         ({"steps": SUM[:1], "on_failure": {"task": "add", "payload": {"a": "${input.m}"}}}, "on_failure.payload", "no input"),
         ({"steps": [{"task": "add", "needs": ["add"]}]}, "steps[0].needs", "circle"),
-        ({"steps": [{"task": "add", "ned": []}]}, "steps[0]", "unknown field"),
-        ({"steps": [{"task": "add"}], "input": {}}, "", "unknown field"),
+        ({"steps": [{"task": "add", "ned": []}]}, "steps[0].ned", "is no field of a workflow; did you mean needs?"),
+        ({"steps": [{"task": "add"}], "input": {}}, "input", "is no field of a workflow; did you mean inputs?"),
+        ({"steps": [{"task": "add", "executor": "proces"}]}, "steps[0].executor", "value 'proces'; there are process, thread"),
+        ({"steps": [{"task": "add", "priority": "top"}]}, "steps[0].priority", "there are high, low, medium and numbers"),
     ],
 )  # fmt: skip
 def test_one_that_could_never_run_is_not_kept(engine: Engine, body: dict[str, Any], field: str, says: str) -> None:
@@ -189,7 +191,7 @@ def test_what_refers_to_the_input_is_held_against_the_task_when_a_run_is_started
     engines.stop(engine)
 
 
-def test_a_definition_is_deleted_with_all_its_versions(engines: Engines) -> None:
+def test_a_definition_is_deleted_with_all_its_versions_and_their_numbers_are_not_given_again(engines: Engines) -> None:
     engine = engines(add)
     put(engine, "sum")
     put(engine, "sum", timeout=1)
@@ -197,7 +199,13 @@ def test_a_definition_is_deleted_with_all_its_versions(engines: Engines) -> None
     assert versions(engine) == {}
     with pytest.raises(NotFound, match="definition not found: sum"):
         verb(engine, engine.definitions.delete("sum"))
-    assert put(engine, "sum")[0].version == 1
+    assert put(engine, "sum")[0].version == 3
+    verb(engine, engine.definitions.delete("sum"))
+    engines.stop(engine)
+
+    engine = engines(add)
+    assert put(engine, "sum")[0].version == 4
+    assert put(engine, "other")[0].version == 1
     engines.stop(engine)
 
 
@@ -306,6 +314,46 @@ def test_a_file_without_steps_is_none_of_ours(folder: Folder) -> None:
     folder.write("config.toml", "[database]\nurl = 1\n")
     folder.write("_draft.toml", "steps = 1\n")
     assert folder.reload() == []
+    assert versions(folder.engine) == {"nightly": 1}
+
+
+YAML = """
+description: every morning
+inputs: {n: {}}
+steps:
+  - name: first
+    task: plus
+    payload: {a: "${input.n}"}
+  - {name: second, task: plus, payload: {a: "${steps.first}", b: 5}}
+"""
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_a_file_in_yaml_is_a_definition_as_one_in_toml_is(folder: Folder, suffix: str) -> None:
+    (folder.path / "nightly.toml").unlink()
+    folder.write(f"nightly.{suffix}", YAML)
+    assert folder.reload() == []
+    kept = folder.engine.definitions.catalog.find("nightly")
+    assert kept is not None
+    assert (kept.version, kept.origin) == (1, str(folder.path / f"nightly.{suffix}"))  # it is the same one
+    workflow = run(folder.engine, "nightly", input={"n": 1}).id
+    assert ended(folder.path / "jobs.db", workflow) == ("completed", 2, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["steps: 1", "steps: [", "steps: [{task: plus, ned: 1}]", "steps: []\nday: 2026-01-31"]
+)
+def test_a_file_in_yaml_that_is_wrong_is_said_and_leaves_the_definition_as_it_was(folder: Folder, text: str) -> None:
+    (folder.path / "nightly.toml").unlink()
+    folder.write("nightly.yaml", text)
+    assert folder.reload() == ["nightly.yaml"]
+    assert versions(folder.engine) == {"nightly": 1}
+
+
+def test_files_in_toml_and_yaml_of_one_name_are_said_and_yaml_without_steps_is_none_of_ours(folder: Folder) -> None:
+    folder.write("nightly.yaml", YAML)
+    folder.write("config.yaml", "day: 2026-01-31\n---\nother: 1\n")
+    assert folder.reload() == ["nightly.yaml"]
     assert versions(folder.engine) == {"nightly": 1}
 
 

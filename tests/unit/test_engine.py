@@ -39,6 +39,7 @@ from tests.engines import (
     Engines,
     FakeClock,
     Gate,
+    SetInAGroup,
     cancel,
     history,
     new_job,
@@ -383,6 +384,65 @@ def test_setting_the_clock_expires_no_ttl(engines: Engines, clock: FakeClock) ->
     settle(engine)
 
     assert row(engines.path, job_id).state == State.EXPIRED
+
+
+def test_a_clock_that_is_set_while_a_group_is_written_makes_nothing_due(engines: Engines) -> None:
+    clock = SetInAGroup()
+    engine = engines(noop, clock=clock)
+    clock.set_wall(86_400_000)
+    settle(engine)
+    delayed, brief = submit(engine, "noop", delay=600), submit(engine, "noop", delay=1200, ttl=60)
+    before = row(engines.path, delayed).run_at or 0
+    clock.set_next = -86_400_000
+    settle(engine)
+    settle(engine)
+
+    assert row(engines.path, delayed).run_at == before - 86_400_000
+    assert {row(engines.path, job).state for job in (delayed, brief)} == {State.SCHEDULED}
+
+
+@pytest.mark.parametrize("jump_ms", [86_400_000, -86_400_000])
+def test_a_wait_that_begins_before_anybody_has_noticed_that_the_clock_was_set_keeps_its_length(
+    engines: Engines, clock: FakeClock, jump_ms: int
+) -> None:
+    """Nobody looks at the clock of an idle server for a second; a request, or the end of a job, may come first."""
+    gate = engines.gate()
+
+    def late() -> None:
+        gate.pass_through()
+        raise ValueError("not now")
+
+    engine = engines([noop, late], clock=clock)
+    failing = submit(engine, "late", max_retries=1, retry=[600])
+    gate.wait_for_arrival()
+    clock.set_wall(jump_ms)
+    delayed, brief = submit(engine, "noop", delay=600), submit(engine, "noop", ttl=600)
+    gate.open()
+    wait_for_state(engines.path, failing, State.RETRYING)
+    settle(engine)
+
+    at = clock.now_ms() + 600_000
+    assert [(row(engines.path, job).state, row(engines.path, job).run_at) for job in (delayed, failing)] == [
+        (State.SCHEDULED, at),
+        (State.RETRYING, at),
+    ]
+    assert (wait_for_state(engines.path, brief, State.COMPLETED).expires_at) == at
+    engines.stop(engine)
+
+
+@pytest.mark.parametrize("jump_ms", [86_400_000, -86_400_000])
+def test_a_moment_is_held_against_the_clock_as_it_was_set(engines: Engines, clock: FakeClock, jump_ms: int) -> None:
+    engine = engines(noop, clock=clock, workers=0)
+    clock.set_wall(jump_ms)
+    past, future = (dt.datetime.fromtimestamp(clock.now_ms() / 1000 + s, dt.UTC) for s in (-60, 60))
+    queued, scheduled = submit(engine, "noop", run_at=past), submit(engine, "noop", run_at=future)
+    for _ in range(2):
+        assert [row(engines.path, job).state for job in (queued, scheduled)] == [State.QUEUED, State.SCHEDULED]
+        settle(engine)
+    clock.advance(60_000)
+    settle(engine)
+    assert row(engines.path, scheduled).state == State.QUEUED
+    engines.stop(engine)
 
 
 def test_a_clock_that_was_set_is_taken_into_account_once(engines: Engines, clock: FakeClock) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import msgspec
 import pytest
 
 from miniflow import explain, task
 from miniflow.clock import rfc3339
-from miniflow.control import QueueChange, TaskChange, change_queue, change_task
+from miniflow.control import PoolSizeChange, QueueChange, TaskChange, change_queue, change_task
 from miniflow.engine import Engine
 from miniflow.errors import NotFound
 from miniflow.explain import Explanation
 from miniflow.registry import Registry, collecting
 from miniflow.states import State
-from tests.engines import Engines, FakeClock, Gate, cancel, row, settle, submit, verb, wait_for_state
+from miniflow.workflow_graph import definition_of
+from tests.engines import Engines, FakeClock, Gate, cancel, row, rows, settle, submit, verb, wait_for_state
 from tests.waiting import wait_until
+from tests.workflows import ended, start, step_job
 
 
 def tasks(gate: Gate) -> Registry:
@@ -43,6 +47,10 @@ def tasks(gate: Gate) -> Registry:
         @task(max_retries=3, retry=[600])
         def again() -> None:
             raise ConnectionError("nobody answered")
+
+        @task
+        async def call_out() -> None:
+            await asyncio.to_thread(gate.pass_through)
 
         @task(heartbeat=5, on_stall="warn", timeout=0)
         def silent() -> None:
@@ -174,6 +182,68 @@ def test_busy_workers_and_how_many_are_before_it(engines: Engines, gate: Gate) -
     )
 
 
+def test_a_claimed_job_is_next_only_where_no_other_is_before_it(engines: Engines, gate: Gate) -> None:
+    engine = engines(tasks(gate), workers=1)
+    running = submit(engine, "hold")
+    gate.wait_for_arrival()
+    first, _, third = [submit(engine, "noop") for _ in range(3)]
+    wait_until(lambda: len(engine.readahead), until=(3).__eq__)
+
+    busy = f"1 of 1 worker is busy with {running}; `miniflow scale N`, or the setting workers, lets more run at once"
+    (reason,) = why(engine, first).reasons
+    assert reason.text == f"it is claimed and next in line for a worker; {busy}"
+    assert reason.jobs == [running]
+    assert why(engine, third).reasons[0].text == f"it is claimed, and 2 jobs are before it in line for a worker; {busy}"
+
+
+def test_a_coroutine_waits_for_an_async_slot_whatever_the_workers_do(engines: Engines, gate: Gate) -> None:
+    engine = engines(tasks(gate), workers=4, async_slots=2)
+    running = {submit(engine, "call_out") for _ in range(2)}
+    for _ in running:
+        gate.wait_for_arrival()
+    waiting, behind = submit(engine, "call_out"), submit(engine, "call_out")
+    wait_until(lambda: len(engine.readahead), until=(2).__eq__)
+
+    (reason,) = why(engine, waiting).reasons
+    assert set(reason.jobs) == running
+    assert reason.text == (
+        f"it is claimed and next in line for an async slot; 2 of 2 async slots are taken by {', '.join(reason.jobs)}; "
+        "`miniflow scale --async-slots N`, or the setting async_slots, lets more run at once"
+    )
+    assert "1 job is before it in line for an async slot" in why(engine, behind).text
+
+
+def test_a_job_that_is_not_claimed_is_told_of_the_slots_it_will_need(engines: Engines, gate: Gate) -> None:
+    engine = engines(tasks(gate), workers=1, async_slots=1)
+    _, running = submit(engine, "hold"), submit(engine, "call_out")
+    for _ in range(2):
+        gate.wait_for_arrival()
+    engine.readahead.target = 2
+    submitted = [submit(engine, "call_out") for _ in range(6)]
+    wait_until(lambda: len(engine.readahead) > 0)
+
+    (reason,) = why(engine, submitted[-1]).reasons
+    assert (reason.code, reason.jobs) == ("in_line", [running])
+    assert f"; 1 of 1 async slot is taken by {running}; " in reason.text
+
+
+def test_jobs_of_workers_that_are_too_many_have_to_end_first(engines: Engines, gate: Gate) -> None:
+    engine = engines(tasks(gate), workers=2)
+    running = {submit(engine, "hold") for _ in range(2)}
+    for _ in running:
+        gate.wait_for_arrival()
+    waiting = submit(engine, "noop")
+    verb(engine, engine.pool.resize(PoolSizeChange(workers=1)))
+    wait_until(lambda: engine.readahead.place(row(engine.database.path, waiting).seq) is not None)
+
+    (reason,) = why(engine, waiting).reasons
+    assert set(reason.jobs) == running
+    assert reason.text == (
+        f"it is claimed and next in line for a worker; 2 jobs run ({', '.join(reason.jobs)}), and 1 at a time may when they "
+        "have ended: there is 1 worker now; `miniflow scale N`, or the setting workers, lets more run at once"
+    )
+
+
 def test_jobs_that_it_waits_for(engines: Engines, gate: Gate) -> None:
     engine = engines(tasks(gate), workers=1)
     parent = submit(engine, "noop", delay=600)
@@ -259,6 +329,33 @@ def test_what_ended_it_and_what_can_be_done(engines: Engines, gate: Gate) -> Non
     clock.advance(6_000)
     settle(engine)
     assert [reason.code for reason in of(late).reasons] == ["expired"]
+
+
+def test_a_step_that_ended_badly_is_run_again_with_its_workflow(engines: Engines, gate: Gate) -> None:
+    engine = engines(tasks(gate))
+    kept = definition_of(msgspec.json.encode({"steps": [{"task": "bad", "name": "inner"}]}))
+    verb(engine, engine.definitions.put("nested", kept))
+    flow = start(
+        engine,
+        [
+            {"name": "skipped", "task": "noop", "when": "${input.wanted}"},
+            {"name": "first", "workflow": "nested"},
+            {"name": "second", "task": "noop"},
+        ],
+        input={"wanted": False},
+    )
+    assert ended(engine.database.path, flow)[0] == "failed"
+    remedy = f"`miniflow workflow retry {flow}` runs workflow flow on from there"
+    (inner,) = rows(engine.database.path, "task = 'bad'")
+    failed = why(engine, inner.id)
+    assert [reason.code for reason in failed.reasons] == ["failed"]
+    assert failed.next == f"It does not run again by itself; {remedy}"
+    second = why(engine, step_job(engine.database.path, flow, "second"))
+    assert second.next == f"It will not run; {remedy}"
+    skipped = why(engine, step_job(engine.database.path, flow, "skipped"))
+    assert [reason.code for reason in skipped.reasons] == ["skipped"]
+    assert "${input.wanted} does not hold" in skipped.text
+    assert skipped.text.endswith("That is as good as done.")
 
 
 def test_a_limit_that_is_raised_is_no_reason_any_more(engines: Engines, gate: Gate) -> None:

@@ -262,7 +262,7 @@ def test_outputs_that_are_too_large_together_fail_the_step(engines: Engines) -> 
             "steps[0].payload",
             "for item 0: ${item.m}: item has no 'm'",
         ),
-        ({"for_each": "${steps.x}"}, "steps[0]", "refers to the step 'x', and there is none"),
+        ({"for_each": "${steps.x}"}, "steps[0].for_each", "refers to the step 'x', and there is none"),
         ({"max_parallel": 3, "payload": {"n": 1}}, "steps[0].max_parallel", "there is none"),
         ({"payload": {"n": "${item}"}}, "steps[0].payload", "known only in a step with for_each"),
     ],
@@ -289,4 +289,33 @@ def test_a_paused_workflow_does_not_expand(engines: Engines) -> None:
     assert items(engines.path, workflow) == []
     act(engine, "resume", workflow)
     assert ended(engines.path, workflow)[0] == "completed"
+    engines.stop(engine)
+
+
+def test_a_step_whose_items_have_ended_while_its_workflow_is_paused_has_ended_too(engines: Engines) -> None:
+    held = Held(engines.gate())
+    engine = engines([held.held, double])
+    each = step("each", "held", for_each=[1, 2, 3], payload={"n": "${item}"}, max_parallel=2)
+    workflow = start(engine, [each, step("after", "double", payload={"n": 1})])
+    for _ in range(2):
+        held.gate.wait_for_arrival()
+    act(engine, "pause", workflow)
+    held.gate.open()
+    wait_until(
+        lambda: [found for *_, found in items(engines.path, workflow)], until=(["completed"] * 2 + ["pending"]).__eq__
+    )
+    assert steps(engines.path, workflow)["each"] == ("pending", None)
+    act(engine, "resume", workflow)
+    assert ended(engines.path, workflow)[0] == "completed"
+
+    held.gate = engines.gate()
+    workflow = start(engine, [each | {"for_each": [1, 2]}, step("after", "double", payload={"n": 1})])
+    for _ in range(2):
+        held.gate.wait_for_arrival()
+    act(engine, "pause", workflow)
+    held.gate.open()
+    wait_until(lambda: state(engines.path, workflow)[1], until=(1).__eq__)
+    act(engine, "cancel", workflow)
+    assert ended(engines.path, workflow)[0] == "cancelled"
+    assert steps(engines.path, workflow) == {"each": ("completed", [1, 2]), "after": ("cancelled", None)}
     engines.stop(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from miniflow import current_job
 from miniflow.errors import (
     EventTimeout,
     InvalidRequest,
@@ -18,10 +20,12 @@ from miniflow.errors import (
     StepFailed,
     TransitionRefused,
 )
+from miniflow.readers import Readers
 from miniflow.states import State
 from miniflow.step_calls import current_step
 from miniflow.workflow_context import WorkflowContext
 from miniflow.workflow_functions import workflow
+from miniflow.workflow_queries import WorkflowQueries
 from tests.engines import Engines, FakeClock, Gate, cancel, history, settle, submit, verb, wait_for_state
 from tests.functions import asleep, begin, functions, job_of, output, recorded, send
 from tests.invariants import check_invariants, read
@@ -183,6 +187,24 @@ def test_a_failure_that_is_final_is_not_tried_again_and_ends_the_run_where_nothi
     engines.stop(engine)
 
 
+def test_a_step_whose_exception_cannot_say_what_it_is_fails_by_its_name(engines: Engines) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("broken")
+
+    def refuse() -> None:
+        raise Mute
+
+    def order(ctx: WorkflowContext) -> None:
+        ctx.step(refuse, max_retries=0)
+
+    engine = engines(functions(order))
+    run = begin(engine, "order")
+    words = "StepFailed: step refuse failed: Mute: (no words: RuntimeError)"
+    assert ended(engines.path, run) == ("failed", 0, words)
+    engines.stop(engine)
+
+
 def test_a_retry_goes_on_from_the_step_that_failed(engines: Engines) -> None:
     calls, fickle = Calls(), Fickle()
 
@@ -330,6 +352,31 @@ def test_a_sleep_keeps_its_length_when_the_clock_is_set(engines: Engines) -> Non
     clock.set_wall(-20 * DAY_MS)
     settle(engine)
     clock.advance(3_600_000)
+    settle(engine)
+    assert output(engines.path, run) == "slept"
+    engines.stop(engine)
+
+
+@pytest.mark.parametrize("days", [10, -10])
+def test_a_sleep_that_begins_just_after_the_clock_was_set_keeps_its_length_too(engines: Engines, days: int) -> None:
+    clock, gate = FakeClock(), engines.gate()
+
+    def order(ctx: WorkflowContext) -> str:
+        gate.pass_through()
+        ctx.sleep(3600)
+        return "slept"
+
+    engine = engines(functions(order), clock=clock)
+    run = begin(engine, "order")
+    gate.wait_for_arrival()
+    clock.set_wall(days * DAY_MS)
+    gate.open()
+    asleep(engines.path, run)
+    clock.advance(3_599_999)
+    settle(engine)
+    settle(engine)
+    assert job_of(engines.path, run).state == State.SCHEDULED
+    clock.advance(1)
     settle(engine)
     assert output(engines.path, run) == "slept"
     engines.stop(engine)
@@ -549,6 +596,32 @@ def test_a_run_whose_function_is_gone_fails_with_its_name_and_goes_on_where_it_w
     engines.stop(engine)
 
 
+def test_what_a_run_waited_for_whose_function_is_gone_is_not_said_to_be_cancelled(engines: Engines) -> None:
+    def order(ctx: WorkflowContext) -> Any:
+        return ctx.wait_event("paid", timeout=60)
+
+    def another(ctx: WorkflowContext) -> None: ...
+
+    clock = FakeClock()
+    engine = engines(functions(order), clock=clock)
+    gone, cancelled = begin(engine, "order"), begin(engine, "order")
+    for run in (gone, cancelled):
+        asleep(engines.path, run)
+    act(engine, "cancel", cancelled)
+    engines.stop(engine)
+
+    engine = engines(functions(another), clock=clock)
+    clock.advance(61_000)
+    settle(engine)
+    assert ended(engines.path, gone)[0] == "failed"
+    readers = Readers(engine.database.path)
+    queries = WorkflowQueries(readers, engine.writer)
+    shown = [[one.status for one in queries.workflow(run).steps or ()] for run in (gone, cancelled)]
+    asyncio.run(readers.close())
+    assert shown == [["waiting"], ["cancelled"]]
+    engines.stop(engine)
+
+
 # -------------------------------------------------------------------------------------------------------------- control
 
 
@@ -605,12 +678,35 @@ def test_the_job_of_a_run_may_be_cancelled_and_retried_like_any_other(engines: E
     verb(engine, engine.jobs.retry(job))
     asleep(engines.path, run)
     assert cancel(engine, job) == State.CANCELLED
-    assert ended(engines.path, run)[0] == "failed"
+    assert ended(engines.path, run) == ("cancelled", 0, None)
     act(engine, "retry", run)
     asleep(engines.path, run)
     send(engine, run, "paid", 1)
     assert output(engines.path, run) == 1
     assert (calls.made, fickle.runs) == (["first"], 2)
+    engines.stop(engine)
+
+
+def test_a_run_whose_job_is_cancelled_while_it_runs_is_cancelled_with_what_it_has_spawned(engines: Engines) -> None:
+    begun = engines.gate()
+
+    def waits(ctx: WorkflowContext) -> Any:
+        return ctx.wait_event("never")
+
+    def order(ctx: WorkflowContext) -> Any:
+        ctx.spawn("waits")
+        begun.here.release()
+        while not begun._open.wait(0.005):
+            current_job().check_cancelled()
+
+    engine = engines(functions(order, waits), workers=2)
+    run = begin(engine, "order")
+    begun.wait_for_arrival()
+    assert cancel(engine, job_of(engines.path, run).id) == State.RUNNING
+    assert ended(engines.path, run) == ("cancelled", 0, None)
+    with closing(read(engines.path)) as connection:
+        ((child,),) = connection.execute("SELECT id FROM workflows WHERE id <> ?", (run,))
+    assert ended(engines.path, child)[0] == "cancelled"
     engines.stop(engine)
 
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from miniflow.engine import Engine
@@ -18,8 +19,10 @@ from miniflow.function_queries import place_of_step
 from miniflow.readers import Readers
 from miniflow.states import State
 from miniflow.step_calls import current_step
+from miniflow.workflow_catalog import Kept
 from miniflow.workflow_context import Spawned, WorkflowContext
 from miniflow.workflow_functions import input_text
+from miniflow.workflow_graph import definition_of
 from tests.engines import Engines, FakeClock, settle, verb
 from tests.functions import asleep, begin, functions, job_of, output, recorded, send
 from tests.invariants import check_invariants, read
@@ -473,6 +476,12 @@ def test_what_a_spawn_is_given_is_held_against_the_function(engines: Engines) ->
     assert "input.n: expected int, got str" in str(ended(engines.path, begin(engine, "parent", {"name": "child"}))[2])
     missing = str(ended(engines.path, begin(engine, "parent", {"name": "chile"}))[2])
     assert "no workflow is registered as 'chile'; did you mean child" in missing
+    assert "workflow 'chile' cannot be spawned: " in missing
+    steps = [{"task": "child", "payload": {}}]
+    definition = definition_of(msgspec.json.encode({"inputs": {"day": {}}, "steps": steps}))
+    engine.definitions.catalog.put(Kept("nightly", 1, definition))
+    missing = str(ended(engines.path, begin(engine, "parent", {"name": "nightly"}))[2])
+    assert "workflow 'nightly' cannot be spawned: input.n: is no input of it; there are day" in missing
     engines.stop(engine)
 
 

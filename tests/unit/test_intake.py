@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from contextlib import closing
 from typing import Any
 
@@ -552,9 +553,21 @@ def test_a_call_in_python_is_a_submission_too(taking: Intake, clock: FakeClock) 
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"delaye": 1}, {"delay": "soon"}, {"delay": -1}, {"tags": "a"}, {"priority": True}, {"max_retries": 1.5}],
+    ("options", "says"),
+    [
+        ({"delaye": 1}, "delaye: is no option of a submit; did you mean delay?"),
+        ({"delay": "soon"}, "delay: expected float"),
+        ({"delay": -1}, "delay: expected float >= 0.0"),
+        ({"tags": "a"}, "tags: expected array"),
+        ({"priority": True}, "priority: expected int"),
+        ({"priority": "urgent"}, "priority: invalid enum value 'urgent'; there are high, low, medium and numbers"),
+        ({"max_retries": 1.5}, "max_retries: expected int"),
+        (
+            {"unique": {"states": ["done"]}},
+            "unique.states[0]: invalid enum value 'done'; there are cancelled, completed",
+        ),
+    ],
 )
-def test_an_option_that_is_none_or_of_the_wrong_kind_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest):
+def test_an_option_that_is_none_or_of_the_wrong_kind_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(says)):
         submission_from_options("plain", "{}", options)

@@ -18,7 +18,20 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "miniflow"
 
 LAYERS = (
-    ("errors", "states", "clock", "looplag", "ids", "retry", "limits", "programs", "traceparent"),
+    (
+        "errors",
+        "states",
+        "clock",
+        "looplag",
+        "ids",
+        "retry",
+        "limits",
+        "programs",
+        "traceparent",
+        "packaged",
+        "validation_errors",
+        "yaml_text",
+    ),
     ("timetable", "contract", "wording"),
     (
         "rule_options",
@@ -64,6 +77,7 @@ LAYERS = (
         "notices",
         "operations",
         "histogram",
+        "inserting",
         "wal",
         "writer",
         "transactions",
@@ -81,9 +95,12 @@ LAYERS = (
         "uniqueness",
         "minutes",
         "metrics",
+        "tally",
         "submitting",
         "dependencies",
         "workflows",
+        "starting",
+        "workflow_shape",
         "workflow_graph",
         "workflow_catalog",
         "definitions",
@@ -93,6 +110,7 @@ LAYERS = (
         "expansion",
         "subworkflows",
         "workflow_scope",
+        "step_checks",
         "stand_ins",
         "workflow_intake",
         "workflow_plans",
@@ -157,7 +175,7 @@ LAYERS = (
         "client",
         "async_client",
     ),
-    ("cli", "commands", "demo", "scaffold", "bench", "testing", "pytest_plugin", "__main__"),
+    ("cli", "commands", "demo", "scaffold", "bench", "testing_tasks", "testing", "pytest_plugin", "__main__"),
 )
 """Top-level modules and packages of miniflow/, lowest first."""
 
@@ -171,6 +189,7 @@ LIBRARIES = {
     "prometheus_client": ("metrics",),
     "cronsim": ("timetable",),
     "pytest": ("pytest_plugin",),
+    "yaml": ("yaml_text",),
     "sqlite3": (),  # a second SQLite in the process destroys the file, see guard.py
 }
 """Who may import what; None of the others may."""

@@ -88,6 +88,13 @@ def filled(count: int) -> tuple[ReadAhead, Process]:
     return ahead, Process(ahead)
 
 
+def test_rows_that_were_handed_ahead_go_before_those_that_were_not() -> None:
+    ahead, process = filled(5)
+    assert take(ahead) == 1
+    assert process.lend(2) == [2, 3]
+    assert [ahead.place(seq) for seq in range(1, 6)] == [None, *(("process", n) for n in range(4))]
+
+
 def test_what_is_handed_ahead_is_held_and_nobody_else_takes_it() -> None:
     ahead, process = filled(3)
     assert process.lend(2) == [1, 2]

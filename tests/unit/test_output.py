@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from miniflow.errors import JobCancelled
+from miniflow.executors.messages import Said
 from miniflow.executors.output import KEPT_BYTES, LINE_BYTES_MAX, Output, in_words
 from miniflow.executors.remotelog import LINE_CHARS_MAX, RemoteLog
 from miniflow.joblog import JobLog
@@ -98,6 +99,23 @@ def test_the_last_words_are_kept_for_an_error() -> None:
     assert in_words(b"  \n") == ""
 
 
+def test_what_was_said_in_another_way_is_of_the_last_words_and_not_said_twice() -> None:
+    log = Log()
+    stream = output(log)
+    stream.feed(b"half a line")
+    stream.also("said")
+    assert in_words(stream.last) == "; last output: half a line\nsaid"
+    stream.also("é" * 5_000)
+    stream.feed(b"the end\n")
+    assert in_words(stream.last).endswith("é\nthe end")
+    assert len(stream.last) <= 2_000
+    stream.begin(lambda: log)
+    stream.also("said")
+    assert in_words(stream.last) == "; last output: said"
+    stream.end()
+    assert log.lines == ["half a linethe end"], "what was said is in the log by itself"
+
+
 def test_a_line_that_is_taken_is_no_line_of_the_log() -> None:
     log = Log()
     output(log, taken=lambda line: line.startswith(b"{")).feed(b"a\n{}\nb\n")
@@ -127,7 +145,12 @@ def test_a_log_that_holds_its_job_back_does_not_hold_back_one_that_is_being_stop
 
 def remote() -> tuple[RemoteLog, list[tuple[str, str]]]:
     sent: list[tuple[str, str]] = []
-    return RemoteLog(lambda said: sent.append((said.level, said.message))), sent
+
+    def send(said: Said) -> bool:
+        sent.append((said.level, said.message))
+        return True
+
+    return RemoteLog(send), sent
 
 
 def test_a_print_is_sent_when_its_line_is_complete_and_half_a_line_at_the_end() -> None:
@@ -140,10 +163,10 @@ def test_a_print_is_sent_when_its_line_is_complete_and_half_a_line_at_the_end() 
     assert sent[2:] == [("INFO", "c")]
 
 
-def test_after_the_end_nothing_is_taken() -> None:
+def test_after_the_end_nothing_is_sent_and_what_is_printed_goes_nowhere_else() -> None:
     log, sent = remote()
     log.close()
-    assert (log.write(0, "a\n"), log.add("INFO", "b"), sent) == (False, False, [])
+    assert (log.write(0, "a\n"), log.add("INFO", "b"), sent) == (True, False, [])
 
 
 @pytest.mark.parametrize("text", ["x" * (LINE_CHARS_MAX * 3), "x" * (LINE_CHARS_MAX * 3) + "\n"])

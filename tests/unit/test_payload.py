@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from miniflow.errors import InvalidRequest
-from miniflow.payload import Binding, bind_signature, read_validation_error
+from miniflow.payload import Binding, bind_signature
+from miniflow.validation_errors import read_validation_error
 
 if TYPE_CHECKING:
     from elsewhere import Missing  # type: ignore[import-not-found]
@@ -40,12 +41,42 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
     items: list[Point] = []
 
 
+RAW = msgspec.Raw(b"null")
+
+
 class Opaque:
     """Nothing that JSON knows of."""
 
 
 def bind(function: Callable[..., Any]) -> Binding:
     return bind_signature(function, name="X")
+
+
+def test_a_payload_of_which_some_is_not_known_yet_is_held_against_the_signature_but_for_that() -> None:
+    def task(order: Order, n: int, at: dt.datetime | None = None, raw: msgspec.Raw = RAW) -> None: ...
+
+    binding = bind(task)
+    known = {"n": 1, "at": "2026-01-01T00:00:00Z", "raw": {"a": 1}, "order": "${steps.a}"}
+    binding.check_partly(known, {"order"})
+    for given, later, field in [
+        (known, {"n"}, "payload.order"),
+        ({**known, "m": 1}, {"order"}, "payload.m"),
+        ({**known, "m": "${steps.a}"}, {"order", "m"}, "payload.m"),
+        ({"n": 1}, set[str](), "payload.order"),
+        ({**known, "at": "soon"}, {"order"}, "payload.at"),
+    ]:
+        with pytest.raises(InvalidRequest) as refused:
+            binding.check_partly(given, later)
+        assert refused.value.field == field
+
+
+def test_of_fields_that_have_no_name_those_that_are_known_are_held_against_their_type() -> None:
+    def task(a: int, **more: int) -> None: ...
+
+    binding = bind(task)
+    binding.check_partly({"a": 1, "b": 2, "c": "${steps.x}"}, {"c"})
+    with pytest.raises(InvalidRequest, match="expected int, got str"):
+        binding.check_partly({"a": 1, "b": "two", "c": "${steps.x}"}, {"c"})
 
 
 def refusal(binding: Binding, raw: bytes | str) -> tuple[str, str]:

@@ -18,18 +18,20 @@ import pytest
 from miniflow.command_tasks import load_commands
 from miniflow.engine import Engine
 from miniflow.executors.process import how_it_ended
+from miniflow.explain import explain
 from miniflow.huey_adapter import JobsHuey
 from miniflow.settings import Settings
 from miniflow.states import State
 from tests.engines import Row, cancel, history, row, submit, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
-from tests.workflows import ended, start, steps
+from tests.workflows import ended, start, step_job, steps
 
 TASKS = '''
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -55,6 +57,84 @@ def who() -> list[int]:
 @task
 def whose() -> int:
     return os.getpid()
+
+
+def leave_a_thread(gate: str, told: str) -> None:
+    """One that speaks, submits and asks as soon as ``gate`` is there, and writes down what came of it."""
+    job = current_job()
+
+    def talk() -> None:
+        while not Path(gate).exists():
+            time.sleep(0.005)
+        print("from the job before")
+        job.log("from the job before")
+        job.progress(1, 2, "from the job before")
+        try:
+            add.submit(a=1)
+        except Exception as exc:
+            refused = str(exc)
+        else:
+            refused = "it was submitted"
+        Path(told + ".part").write_text(f"{refused}; {job.traceparent}")
+        os.rename(told + ".part", told)
+
+    threading.Thread(target=talk, daemon=True).start()
+
+
+@task(executor="process", max_retries=0)
+def leaves_a_thread(gate: str, told: str) -> int:
+    leave_a_thread(gate, told)
+    return os.getpid()
+
+
+@task(executor="process", max_retries=0)
+def opens(gate: str, told: str) -> int:
+    Path(gate).touch()
+    while not Path(told).exists():
+        time.sleep(0.005)
+    return os.getpid()
+
+
+@task(executor="process")
+def leaves_a_thread_and_fails_once(gate: str, told: str) -> None:
+    if current_job().attempt == 1:
+        leave_a_thread(gate, told)
+        raise ValueError("once")
+    Path(gate).touch()
+    while not Path(told).exists():
+        time.sleep(0.005)
+
+
+@task(executor="process", max_retries=0)
+def leaves_a_drum(told: str) -> int:
+    """A thread that beats on and on, and writes down whether its job was asked to stop."""
+    job = current_job()
+    Path(told).write_text("False")
+
+    def drum() -> None:
+        while True:
+            job.heartbeat()
+            if job.cancelled:
+                Path(told).write_text("True")
+            time.sleep(0.001)
+
+    threading.Thread(target=drum, daemon=True).start()
+    return os.getpid()
+
+
+@task(executor="process", max_retries=0, heartbeat=1.2)
+def alive_for(s: float) -> int:
+    ends = time.monotonic() + s
+    while time.monotonic() < ends:
+        current_job().heartbeat()
+        time.sleep(0.05)
+    return os.getpid()
+
+
+@task(executor="process", max_retries=0)
+def holds() -> None:
+    while True:
+        time.sleep(0.005)
 
 
 @task(executor="process", max_retries=0)
@@ -92,6 +172,16 @@ def talking() -> None:
     os.write(1, b"past Python \\xff\\n")
     os.system("echo from a program")
     print("half a line", end="")
+
+
+@task(executor="process", max_retries=0)
+def dying(gate: str) -> None:
+    print("first", flush=True)
+    os.write(1, b"second, past Python\\n")
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    print("third", flush=True)
+    os._exit(4)
 
 
 @task(executor="process")
@@ -187,13 +277,13 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make(folder: Path, **more: Any) -> Engine:
+def make(folder: Path, commands: dict[str, Any] = COMMANDS, **more: Any) -> Engine:
     tasks = folder / "tasks"
     tasks.mkdir(exist_ok=True)
     (tasks / "jobs.py").write_text(TASKS)
     values = {"workers": 1, "processes": 2, "stop_grace": 0.4} | more
     settings = Settings(db=str(folder / "jobs.db"), tasks=str(tasks), **values)
-    made = Engine(settings, huey=JobsHuey(), commands=load_commands(COMMANDS, folder))
+    made = Engine(settings, huey=JobsHuey(), commands=load_commands(commands, folder))
     made.start()
     return made
 
@@ -244,6 +334,44 @@ def lines(engine: Engine, job_id: str) -> list[tuple[str, str]]:
 def test_a_result_comes_back_and_is_not_computed_here(engine: Engine) -> None:
     assert result(engine, "add", {"a": 40}) == 42
     assert result(engine, "who")[0] != os.getpid()
+
+
+def test_a_thread_that_a_job_has_left_behind_neither_speaks_nor_asks_as_the_job_after_it(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = make_engine(processes=1)
+    paths = {"gate": str(tmp_path / "gate"), "told": str(tmp_path / "told")}
+    before, after = end(engine, "leaves_a_thread", paths), end(engine, "opens", paths)
+    assert before.result == after.result, "both ran in one process"
+    assert (tmp_path / "told").read_text() == "the job has ended, and submits nothing any more; None"
+    assert (lines(engine, before.id), lines(engine, after.id)) == ([], [])
+    assert (before.progress, after.progress) == (None, None)
+    with closing(read(engine.database.path)) as connection:
+        assert list(connection.execute("SELECT count(*) FROM jobs")) == [(2,)]
+
+
+def test_a_thread_that_a_job_has_left_behind_beats_for_itself_alone_and_hears_no_cancel_of_the_job_after_it(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = make_engine(processes=1)
+    told = tmp_path / "told"
+    before, after = end(engine, "leaves_a_drum", {"told": str(told)}), end(engine, "alive_for", {"s": 2.5})
+    assert (after.state, before.result) == ("completed", after.result), "both ran in one process"
+    waiting = submit(engine, "holds")
+    wait_for_state(engine.database.path, waiting, State.RUNNING)
+    cancel(engine, waiting)
+    wait_for_state(engine.database.path, waiting, State.CANCELLED)
+    assert told.read_text() == "False"
+
+
+def test_an_attempt_asks_nothing_in_the_name_of_the_one_that_follows_it(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = make_engine(processes=1)
+    paths = {"gate": str(tmp_path / "gate"), "told": str(tmp_path / "told")}
+    ended = end(engine, "leaves_a_thread_and_fails_once", paths, max_retries=1, retry=[0.0])
+    assert (ended.state, ended.attempt) == ("completed", 2)
+    assert (tmp_path / "told").read_text() == "the job has ended, and submits nothing any more; None"
 
 
 def test_a_step_of_a_workflow_chooses_where_it_runs(engine: Engine) -> None:
@@ -389,6 +517,28 @@ def test_the_number_of_processes_is_changed_while_the_server_runs(
     wait_until(lambda: list(engine.lane.busy().values()) == [False], 20, "one slot to be left")
 
 
+@pytest.mark.parametrize("step", [{"task": "add", "payload": {"a": 1}}, {"task": "whose", "executor": "process"}])
+def test_what_waits_for_a_process_is_told_of_the_processes(
+    make_engine: Callable[..., Engine], tmp_path: Path, step: dict[str, Any]
+) -> None:
+    engine = make_engine(processes=1, workers=4)
+    note = tmp_path / "note"
+    running = submit(engine, "waiting", {"note": str(note)})
+    wait_until(note.exists, 20, "the only slot to be taken")
+    job = step_job(engine.database.path, start(engine, [{"name": "only", **step}]), "only")
+    wait_until(lambda: engine.readahead.place(row(engine.database.path, job).seq) is not None)
+
+    found = engine.writer.call("verb", explain(engine.jobs, engine.roster, engine.clock, job))
+    assert found.reasons[0].jobs == [running]
+    assert found.reasons[0].text == (
+        f"it is claimed and next in line for a process; 1 of 1 process is busy with {running}; "
+        "`miniflow scale --processes N`, or the setting processes, lets more run at once"
+    )
+    for one in (job, running):
+        cancel(engine, one)
+        wait_for_state(engine.database.path, one)
+
+
 def test_a_child_over_its_size_is_not_used_again(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(processes=1, process_max_bytes=1)
     assert [result(engine, "who")[1] for _ in range(2)] == [1, 1]
@@ -435,6 +585,17 @@ def test_jobs_in_processes_do_not_take_the_threads_of_others(engine: Engine, tmp
         cancel(engine, job)
     for job in jobs:
         assert wait_for_state(engine.database.path, job).state == State.CANCELLED
+
+
+def test_the_last_words_of_a_process_are_what_it_printed_and_what_it_wrote_in_order(
+    engine: Engine, tmp_path: Path
+) -> None:
+    job = submit(engine, "dying", {"gate": str(tmp_path / "gate")})
+    wait_until(lambda: lines(engine, job), 20, "its words", until=lambda said: len(said) == 2)
+    (tmp_path / "gate").touch()
+    said = wait_for_state(engine.database.path, job, timeout_s=20).last_error or ""
+    assert said.endswith("with exit code 4; last output: first\nsecond, past Python\nthird")
+    assert [line for _, line in lines(engine, job)] == ["first", "second, past Python", "third"]
 
 
 @pytest.mark.parametrize(
@@ -525,6 +686,49 @@ def test_what_cannot_be_started_fails_for_good_and_says_why(engine: Engine, task
     ended = end(engine, task, {"a": 1})
     assert (ended.state, ended.attempt) == (State.DEAD_LETTER, 1)
     assert words in (ended.last_error or "")
+
+
+@pytest.fixture
+def refusal_of(make_engine: Callable[..., Engine]) -> Callable[[str], str]:
+    """What is said of a program that cannot be started."""
+
+    def refused(program: str) -> str:
+        ended = end(make_engine(commands={"one": {"argv": [program], "max_retries": 3}}), "one")
+        assert (ended.state, ended.attempt) == (State.DEAD_LETTER, 1)
+        return ended.last_error or ""
+
+    return refused
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file is executable by its name there")
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_file_that_is_not_executable_is_told_from_one_that_is_not_there(
+    refusal_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_path: bool
+) -> None:
+    program = tmp_path / "my program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o644)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    said = refusal_of(str(program) if by_path else program.name)
+    assert f"the program {program} is not executable; `chmod +x '{program}'` makes it so" in said
+    assert "PATH" not in said
+
+
+def test_a_program_that_was_named_by_its_path_is_not_told_of_others(
+    refusal_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    said = refusal_of(str(tmp_path / "nothing"))
+    assert said.endswith(f"the program {str(tmp_path / 'nothing')!r} was not found")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such scripts there")
+def test_a_script_whose_interpreter_is_not_there_is_there_itself(
+    refusal_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    assert "cannot be started: what is to run it (see its first line) was not found" in refusal_of(str(script))
 
 
 def test_output_that_is_no_text_is_shown_as_well_as_can_be(engine: Engine) -> None:

@@ -113,7 +113,7 @@ def scans(connection: apsw.Connection, sql: str) -> list[str]:
 
 
 def plan_of(connection: apsw.Connection, sql: str) -> list[str]:
-    parameters = [None] * (len(set(re.findall(r"\?\d+", sql))) or sql.count("?"))
+    parameters = [None] * (len(set(re.findall(r"\?\d+", sql))) + len(re.findall(r"\?(?!\d)", sql)))
     return [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
 
 

@@ -45,6 +45,9 @@ def test_references_become_what_they_lead_to(given: Any, filled: Any) -> None:
         ("${input.day.length}", "input.day has no 'length', it is \"monday\""),
         ("${steps.nothing.rows}", "steps.nothing has no 'rows', it is null"),
         ("${workflow.age}", "workflow has no 'age'"),
+        ("${steps.load.--1}", "steps.load has no '--1', it is an array of 3"),
+        ("${steps.load.²}", "steps.load has no '²'"),
+        ("${steps.load." + "1" * 5_000 + "}", "steps.load has no '111"),
     ],
 )
 def test_what_leads_nowhere_says_where_the_way_ends(given: str, says: str) -> None:
@@ -57,6 +60,18 @@ def test_what_leads_nowhere_says_where_the_way_ends(given: str, says: str) -> No
 def test_what_is_no_reference_is_refused_before_anything_runs(text: str) -> None:
     with pytest.raises(BadReference, match="refers to nothing"):
         list(find([{"a": text}]))
+
+
+@pytest.mark.parametrize("text", ["${input.day", "a ${steps.x", "${a${b}}", "$${fine} ${", "${input.day}${"])
+def test_one_that_is_not_closed_is_refused_before_anything_runs(text: str) -> None:
+    with pytest.raises(BadReference, match=r"meant as it stands is \$\$\{"):
+        list(find({"a": text}))
+
+
+@pytest.mark.parametrize(("given", "filled"), [("$${", "${"), ("$${a", "${a"), ("$${a}", "${a}"), ("$$${a}", "$${a}")])
+def test_two_dollars_before_a_brace_are_one_that_is_meant_as_it_stands(given: str, filled: str) -> None:
+    assert list(find(given)) == []
+    assert fill(given, KNOWN) == filled
 
 
 def test_all_references_of_a_value_are_found() -> None:
@@ -84,6 +99,14 @@ def test_all_references_of_a_value_are_found() -> None:
         ("${input.day} != null", True),
         ("${steps.load} == [1, 2, 3]", True),
         ("not ${input.n} == 3", False),
+        ("${steps.check.ok} == true", True),
+        ("${steps.check.ok} == 1", False),
+        ("${steps.check.ok} != 1", True),
+        ("${input.n} == 3.0", True),
+        ('${steps.check} == {"ok": 1, "rows": 0}', False),
+        ('${steps.check} == {"ok": true, "rows": 0}', True),
+        ("${steps.load} == [true, 2, 3]", False),
+        ("${steps.load.-1} == 3", True),
     ],
 )
 def test_conditions(condition: str, met: bool) -> None:
@@ -110,3 +133,19 @@ def test_what_is_no_condition_is_refused_before_anything_runs(condition: str, sa
 def test_only_numbers_and_texts_have_an_order(condition: str) -> None:
     with pytest.raises(BadReference, match="have an order"):
         holds(parse_condition(condition), KNOWN)
+
+
+def test_deep_values_are_compared_and_those_too_deep_for_it_are_refused() -> None:
+    def nested(depth: int) -> list[Any]:
+        value: list[Any] = [1]
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    def same(depth: int) -> bool:
+        known = KNOWN._replace(steps={"one": nested(depth), "other": nested(depth)})
+        return holds(parse_condition("${steps.one} == ${steps.other}"), known)
+
+    assert same(600)
+    with pytest.raises(BadReference, match="nested too deeply"):
+        same(100_000)

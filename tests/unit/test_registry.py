@@ -168,6 +168,14 @@ def test_no_retry_on_takes_exceptions_only(tasks: Registry) -> None:
         task(no_retry_on=(int,))(add)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [ValueError("x"), "ValueError", 5, None, ["ValueError"]])
+def test_a_no_retry_on_that_is_no_class_is_refused_with_task_and_value(tasks: Registry, value: Any) -> None:
+    with pytest.raises(TypeError) as refused:
+        task(no_retry_on=value)(add)
+    shown = "'ValueError'" if isinstance(value, list) else repr(value)
+    assert str(refused.value) == f"task 'add': no_retry_on takes classes of exceptions, got {shown}"
+
+
 @pytest.mark.parametrize("name", ["a", "A-1", "etl/daily", "a.b:c_d", "q" * 100])
 def test_queue_names_that_are_taken(name: str) -> None:
     assert valid_queue_name(name)

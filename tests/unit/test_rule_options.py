@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from miniflow import BaseJob, task
+from miniflow.calls import submission
+from miniflow.intake import submission_from_options
 from miniflow.registry import Registry, collecting
-from miniflow.rule_options import Debounce, Unique, concurrency_key, parse_rate, same_job
+from miniflow.rule_options import Debounce, Unique, concurrency_key, in_seconds, parse_rate, same_job
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,8 @@ def test_a_decorator_takes_short_forms() -> None:
         ({"debounce": {"max": 5}}, "debounce: "),
         ({"on_conflict": "panic"}, "on_conflict is one of wait, skip, cancel_running, keep_newest"),
         ({"unique": True, "debounce": 5}, "exclude each other"),
+        ({"debounce": {"wait": 5, "max_wait": 2}}, "debounce: max_wait is 2, less than wait, which is 5"),
+        ({"debounce": Debounce(wait=5, max_wait=2)}, "debounce: max_wait is 2, less than wait, which is 5"),
     ],
 )
 def test_a_rule_that_cannot_be_kept_is_refused_at_the_decorator(options: dict[str, Any], words: str) -> None:
@@ -129,6 +136,56 @@ def test_a_job_class_has_its_rules_in_a_dict() -> None:
     assert "rules" not in spec.binding.json_schema()["properties"]
 
 
-def test_an_option_that_there_is_not_is_refused() -> None:
-    with pytest.raises(TypeError, match="concurency is no option of a task"):
-        taken(concurency=1)
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("concurency", "; did you mean concurrency?"),
+        ("timout", "; did you mean timeout?"),
+        ("zzz", ""),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused_with_the_one_that_is_like_it(option: str, hint: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        taken(**{option: 1})
+    assert str(refused.value) == f"task 'work': {option} is no option of a task{hint}"
+
+
+FIELDS = "the name of a field of the payload"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "takes"),
+    [
+        ("concurrency_key", 5, f"is {FIELDS}, or several of them; got 5"),
+        ("concurrency_key", {"n": 1}, f"is {FIELDS}, or several of them; got {{'n': 1}}"),
+        ("concurrency_key", ["n", 5], "names fields of the payload, got 5"),
+        ("unique", 5, f"is True, {FIELDS} or several, or a dict of fields, states, within and on_conflict; got 5"),
+        ("unique", b"n", "on_conflict; got b'n'"),
+        ("unique", Unique(fields="n"), "fields: expected array | null, got str"),  # type: ignore[arg-type]
+        (
+            "unique",
+            {"states": ["done"]},
+            "states[0]: invalid enum value 'done'; there are cancelled, completed, dead_letter, ",
+        ),
+        ("unique", {"stats": ["queued"]}, "stats is not known; did you mean states?"),
+        ("debounce", "5", "is a number of seconds, a timedelta, or a dict of wait, max_wait and fields; got '5'"),
+        ("debounce", True, "max_wait and fields; got True"),
+        ("debounce", [5], r"max_wait and fields; got [5]"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_with_what_the_option_takes(option: str, value: Any, takes: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(takes)) as refused:
+        taken(**{option: value})
+    assert str(refused.value).startswith(f"task 'work': {option}")
+
+
+def test_durations_of_rules_may_be_timedeltas() -> None:
+    minute = dt.timedelta(minutes=1)
+    assert taken(debounce=minute).debounce == Debounce(wait=60)
+    assert taken(debounce={"wait": minute, "max_wait": 5 * minute}).debounce == Debounce(wait=60, max_wait=300)
+    assert taken(unique={"within": minute}).unique == Unique(within=60)
+    assert taken(unique=Unique(within=minute)).unique == Unique(within=60)  # type: ignore[arg-type]
+    for options in ({"unique": {"within": minute}}, {"debounce": {"wait": minute}}, {"debounce": minute}):
+        plain = msgspec.json.decode(msgspec.json.encode(in_seconds(options)))
+        assert submission(options, with_key=False) == plain, "in the client"
+        assert submission_from_options("work", "{}", options) == submission_from_options("work", "{}", plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from miniflow import current_job
+from miniflow import bulk, current_job
 from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest, NotFound, TransitionRefused
 from miniflow.explain import explain
+from miniflow.readers import Readers
 from miniflow.states import State
 from miniflow.workflow_graph import definition_of
+from miniflow.workflow_queries import WorkflowQueries
 from miniflow.workflows import WORKFLOWS
 from tests.engines import Engines, FakeClock, Gate, cancel, row, rows, settle, verb, wait_for_state
 from tests.invariants import check_invariants, read
@@ -86,6 +89,16 @@ def children(path: Path, workflow: str) -> list[tuple[str, str, str | None]]:
     """
     with closing(read(path)) as connection:
         return list(connection.execute(sql, (workflow,)))
+
+
+def items_of(path: Path, workflow: str) -> list[str]:
+    """The ids of the jobs of items."""
+    sql = """
+    SELECT j.id FROM workflows w JOIN steps s ON s.workflow = w.number JOIN jobs j ON j.seq = s.job
+    WHERE w.id = ? AND s.role = 'item' ORDER BY j.seq
+    """
+    with closing(read(path)) as connection:
+        return [job for (job,) in connection.execute(sql, (workflow,))]
 
 
 def counted(engine: Engine) -> dict[str, int]:
@@ -215,8 +228,46 @@ def test_a_workflow_that_fails_fails_the_step_and_the_cause_names_it(engines: En
     ((child, status, cause),) = children(engines.path, workflow)
     assert (status, cause) == ("failed", "step bad is dead_letter: ValueError: no such file")
     assert (end, done) == ("failed", 0)
-    assert error == f"step nested is cancelled: workflow inner {child} is failed: {cause}"
+    assert error == f"step nested failed: workflow inner {child} failed: {cause}"
     assert counted(engine) == {"failed": 2}
+    engines.stop(engine)
+
+
+def test_what_needs_a_step_that_failed_names_that_step_and_what_cannot_begin_says_so_once(engines: Engines) -> None:
+    engine = engines([echo, fail])
+    keep(engine, "inner", step("bad", "fail"))
+    wanted = [sub("nested", "inner"), step("then"), step("last")]
+    workflow = start(engine, wanted)
+    _, _, error = ended(engines.path, workflow)
+    ((child, *_),) = children(engines.path, workflow)
+    cause = f"workflow inner {child} failed: step bad is dead_letter: ValueError: no such file"
+    assert error == f"step nested failed: {cause}"
+    said = [row(engines.path, step_job(engines.path, workflow, name)).last_error for name in ("nested", "then", "last")]
+    assert said == [cause, *[f"not run: step nested, which it depends on, failed: {cause}"] * 2]
+    workflow = start(
+        engine, [step("a", "echo", for_each=[1], payload={"value": "${item}"}), step("b", when="${steps.a} > 1")]
+    )
+    assert ended(engines.path, workflow)[2] == (
+        "step b cannot begin: an array of 1 > 1: only numbers, or texts, have an order"
+    )
+    engines.stop(engine)
+
+
+def test_a_step_whose_workflow_undoes_while_the_whole_is_cancelled_says_why_it_failed(engines: Engines) -> None:
+    gate = engines.gate()
+    engine = engines([Held(gate).held, fail, echo])
+    keep(engine, "inner", step("a", compensate={"task": "held"}), step("bad", "fail"))
+    workflow = start(engine, [sub("nested", "inner"), step("then")])
+    gate.wait_for_arrival()
+    act(engine, "cancel", workflow)
+    gate.open()
+    assert ended(engines.path, workflow)[0] == "cancelled"
+    ((child, *_),) = children(engines.path, workflow)
+    readers = Readers(engine.database.path)
+    nested, _ = WorkflowQueries(readers, engine.writer).workflow(workflow).steps or ()
+    asyncio.run(readers.close())
+    assert nested.status == "failed"
+    assert nested.error == f"workflow inner {child} failed: step bad is dead_letter: ValueError: no such file"
     engines.stop(engine)
 
 
@@ -242,7 +293,7 @@ def test_a_workflow_that_cannot_begin_fails_the_step_and_says_why(engines: Engin
     status, _, error = ended(engines.path, workflow)
     assert (status, error) == (
         "failed",
-        "step nested is cancelled: step nested cannot begin: input.m: is no input of it; there are n",
+        "step nested cannot begin: workflow inner: input.m: is no input of it; there are n",
     )
     assert children(engines.path, workflow) == []
     engines.stop(engine)
@@ -338,7 +389,7 @@ def test_a_workflow_that_is_cancelled_by_itself_fails_the_step(engines: Engines)
     ((middle, *_),) = children(engines.path, workflow)
     act(engine, "cancel", middle)
     status, _, error = ended(engines.path, workflow)
-    assert (status, error) == ("failed", f"step m is cancelled: workflow middle {middle} is cancelled")
+    assert (status, error) == ("failed", f"step m failed: workflow middle {middle} was cancelled")
     engines.stop(engine)
 
 
@@ -364,7 +415,7 @@ def test_a_pause_reaches_what_is_nested_and_so_does_a_resume(engines: Engines) -
     engines.stop(engine)
 
 
-def test_one_that_ends_while_the_whole_is_paused_ends_its_step_when_that_goes_on(engines: Engines) -> None:
+def test_one_that_ends_while_the_whole_is_paused_ends_its_step_and_no_other_begins(engines: Engines) -> None:
     gate = engines.gate()
     engine = engines([Held(gate).held, echo])
     keep(engine, "leaf", step("h", "held"))
@@ -374,10 +425,99 @@ def test_one_that_ends_while_the_whole_is_paused_ends_its_step_when_that_goes_on
     gate.open()
     ((leaf, *_),) = children(engines.path, workflow)
     assert ended(engines.path, leaf)[0] == "completed"
-    assert steps(engines.path, workflow)["x"] == ("pending", None)
+    assert steps(engines.path, workflow) == {"x": ("completed", {"h": "let go"}), "after": ("pending", None)}
     with pytest.raises(TransitionRefused, match=f"it is the step x of workflow {workflow}, which has not ended"):
         act(engine, "delete", leaf)
     act(engine, "resume", workflow)
+    assert ended(engines.path, workflow) == ("completed", 2, None)
+    engines.stop(engine)
+
+
+@pytest.mark.parametrize("stop", ["cancel", "timeout"])
+@pytest.mark.parametrize("each", [{}, {"for_each": [1, 2]}])
+def test_what_ended_well_while_the_whole_was_paused_is_undone_with_it(
+    engines: Engines, stop: str, each: dict[str, Any]
+) -> None:
+    gate, clock, fickle = engines.gate(), FakeClock(), Fickle()
+    engine = engines([Held(gate).held, fickle.note, echo], clock=clock)
+    keep(engine, "pay", step("charge", "held"), output="${steps.charge}")
+    refund = {"task": "note", "payload": {"what": "refund: ${output}"}}
+    workflow = start(engine, [sub("x", "pay", compensate=refund, **each), step("after")], timeout=60)
+    for _ in range(len(each.get("for_each", [1]))):
+        gate.wait_for_arrival()
+    act(engine, "pause", workflow)
+    gate.open()
+    for child, *_ in children(engines.path, workflow):
+        assert ended(engines.path, child)[0] == "completed"
+    assert {name: found for name, (found, _) in steps(engines.path, workflow).items()} == {
+        "x": "completed", "after": "pending",
+    }  # fmt: skip
+    if stop == "cancel":
+        act(engine, "cancel", workflow)
+    else:
+        clock.advance(61_000)
+        settle(engine)
+    assert ended(engines.path, workflow)[:2] == ("cancelled" if stop == "cancel" else "failed", 1)
+    assert fickle.done == ["refund: let go"] * len(each.get("for_each", [1]))
+    engines.stop(engine)
+
+
+def test_what_ends_well_in_the_transaction_of_the_timeout_is_undone_with_the_rest(engines: Engines) -> None:
+    clock, fickle = FakeClock(), Fickle()
+
+    def late() -> str:
+        clock.advance(61_000)  # the next group has its end, and finds that the time of the whole is over
+        return "done"
+
+    engine = engines([late, fickle.note, echo], clock=clock)
+    keep(engine, "inner", step("a", "late"), output="${steps.a}")
+    undo = {"task": "note", "payload": {"what": "undo: ${output}"}}
+    workflow = start(engine, [sub("x", "inner", compensate=undo), step("then")], timeout=60)
+    assert ended(engines.path, workflow) == ("failed", 1, "it took longer than its timeout of 60 s")
+    assert steps(engines.path, workflow) == {"x": ("completed", "done"), "then": ("cancelled", None)}
+    assert fickle.done == ["undo: done"]
+    engines.stop(engine)
+
+
+def test_an_end_ends_the_pause_too_and_a_retry_runs_on(engines: Engines) -> None:
+    fickle, gate = Fickle(), engines.gate()
+
+    def pausable() -> str:
+        gate.pass_through()
+        return fickle.fickle()
+
+    engine = engines([pausable, echo])
+    keep(engine, "leaf", step("b", "pausable"))
+    workflow = start(engine, [sub("x", "leaf"), step("after")])
+    gate.wait_for_arrival()
+    act(engine, "pause", workflow)
+    gate.open()
+    assert ended(engines.path, workflow)[0] == "failed"
+    with closing(read(engines.path)) as connection:
+        assert list(connection.execute("SELECT count(*) FROM workflows WHERE paused_at IS NOT NULL")) == [(0,)]
+    fickle.mended = True
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow) == ("completed", 2, None)
+    engines.stop(engine)
+
+
+def test_what_runs_again_inside_of_one_that_is_paused_is_paused(engines: Engines) -> None:
+    fickle, gate = Fickle(), engines.gate()
+    engine = engines([fickle.fickle, Held(gate).held, echo])
+    keep(engine, "leaf", step("b", "fickle"), step("c"))
+    workflow = start(engine, [sub("x", "leaf", needs=[]), step("y", "held", needs=[])])
+    gate.wait_for_arrival()
+    ((leaf, *_),) = children(engines.path, workflow)
+    assert ended(engines.path, leaf)[0] == "failed"
+    act(engine, "pause", workflow)
+    fickle.mended = True
+    for name in ("b", "c"):
+        verb(engine, engine.jobs.retry(step_job(engines.path, leaf, name)))
+        wait_until(lambda: steps(engines.path, leaf)["b"][0], until="completed".__eq__)
+        settle(engine)
+    assert steps(engines.path, leaf)["c"] == ("pending", None)
+    act(engine, "resume", workflow)
+    gate.open()
     assert ended(engines.path, workflow) == ("completed", 2, None)
     engines.stop(engine)
 
@@ -447,6 +587,35 @@ def test_one_that_has_undone_what_it_did_is_started_anew_by_a_retry(engines: Eng
     engines.stop(engine)
 
 
+@pytest.mark.parametrize("each", [{}, {"for_each": [1, 2]}])
+@pytest.mark.parametrize("since", ["changed", "deleted"])
+def test_one_that_is_started_anew_is_the_version_that_it_was(
+    engines: Engines, since: str, each: dict[str, Any]
+) -> None:
+    fickle = Fickle()
+    engine = engines([fickle.fickle, fickle.note, echo])
+    undo = {"task": "note", "payload": {"what": "undo"}}
+    keep(engine, "leaf", step("first"))
+    keep(engine, "leaf", step("a", "note", payload={"what": "${input.n}"}, compensate=undo), step("b", "fickle"),
+         inputs={"n": {"default": 7}}, output="second ${steps.b}")  # fmt: skip
+    workflow = start(engine, [sub("x", "leaf", **each), step("then", payload={"value": "${steps.x}"})])
+    assert ended(engines.path, workflow)[0] == "failed"
+    if since == "changed":
+        keep(engine, "leaf", step("third"), output="third")
+    else:
+        verb(engine, engine.definitions.delete("leaf"))
+    fickle.mended = True
+    act(engine, "retry", workflow)
+    assert ended(engines.path, workflow) == ("completed", 2, None)
+    n = len(each.get("for_each", [1]))
+    assert steps(engines.path, workflow)["then"][1] == (["second whole"] * n if each else "second whole")
+    with closing(read(engines.path)) as connection:
+        versions = connection.execute("SELECT of_definition, of_version, state FROM workflows WHERE parent IS NOT NULL")
+        assert sorted(versions) == [("leaf", 2, "completed")] * n + [("leaf", 2, "failed")] * n
+    assert fickle.done.count(7) == 2 * n
+    engines.stop(engine)
+
+
 def test_compensations_of_both_that_a_step_was_can_run_again_at_once(engines: Engines) -> None:
     fickle = Fickle()
     engine = engines([fickle.fickle, echo])
@@ -487,24 +656,21 @@ def test_a_retry_of_items_of_which_some_run_on_and_some_begin_anew_waits_for_all
 
 
 def test_a_retry_of_which_a_part_ends_at_once_is_not_over_before_the_rest_of_it_runs_again(engines: Engines) -> None:
-    gate = engines.gate()
-    engine = engines([echo, Held(gate).held])
-    keep(engine, "inner", step("a", "held"), output="${steps.a}")
+    engine = engines([echo], max_result_bytes=10)
+    keep(engine, "inner", step("a", payload={"value": "let"}), output="${steps.a} go, as it is")
     keep(engine, "middle", sub("b", "inner"), output="${steps.b}")
     undo = {"task": "echo", "payload": {"value": "${output}"}}
     workflow = start(engine, [sub("c", "middle", compensate=undo), step("d", payload={"value": "${steps.c}"})])
-    gate.wait_for_arrival()
-    ((middle, _, _),) = children(engines.path, workflow)
-    ((inner, _, _),) = children(engines.path, middle)
-    act(engine, "pause", workflow)
-    gate.open()
-    assert ended(engines.path, inner)[0] == "completed"
-    act(engine, "cancel", middle)
-    act(engine, "resume", workflow)
     assert ended(engines.path, workflow)[0] == "failed"
+    ((middle, _, _),) = children(engines.path, workflow)
+    ((inner, *_),) = children(engines.path, middle)
+    assert state(engines.path, inner)[0] == "completed"
+    engines.stop(engine)
+
+    engine = engines([echo])  # whose limit is greater: the output can be made, and inner has nothing to do
     act(engine, "retry", workflow)
     assert ended(engines.path, workflow) == ("completed", 2, None)
-    assert steps(engines.path, workflow)["d"] == ("completed", "let go")
+    assert steps(engines.path, workflow)["d"] == ("completed", "let go, as it is")
     engines.stop(engine)
 
 
@@ -538,6 +704,26 @@ def test_a_step_that_was_skipped_is_over_and_cannot_run_again(engines: Engines) 
     assert [state(engines.path, one)[0] for one in (workflow, inner)] == ["completed", "completed"]
     assert steps(engines.path, workflow)["then"] == ("completed", 3)
     engines.stop(engine)
+
+
+def test_a_retry_that_lacks_a_job_inside_of_what_is_nested_is_refused(engines: Engines) -> None:
+    fickle = Fickle()
+    engine = engines([fickle.fickle, fickle.note, echo])
+    keep(engine, "leaf", step("a", "note", payload={"what": 1}), step("b", "fickle"))
+    keep(engine, "fine", step("c"), output="${steps.c}")
+    workflow = start(engine, [sub("f", "fine"), sub("each", "leaf", for_each=[1, 2]), step("last")])
+    assert ended(engines.path, workflow)[0] == "failed"
+    fine, leaf, _ = (child for child, *_ in children(engines.path, workflow))
+    verb(engine, bulk.delete_one(step_job(engines.path, fine, "c")))  # it has ended well, and what it returned is kept
+    verb(engine, bulk.delete_one(step_job(engines.path, leaf, "a")))
+    fickle.mended = True
+    with pytest.raises(TransitionRefused, match=f"the job of the step a of workflow {leaf}, which is a step of it, is"):
+        act(engine, "retry", workflow)
+    verb(engine, bulk.delete_one(items_of(engines.path, workflow)[0]))
+    with pytest.raises(TransitionRefused, match="the job of an item of the step each is deleted; rerun it"):
+        act(engine, "retry", workflow)
+    assert fickle.done == [1, 1]
+    engines.stop(engine, deleted=True)
 
 
 def test_a_dead_job_inside_of_what_is_undone_cannot_run_again(engines: Engines) -> None:
@@ -603,7 +789,7 @@ def test_what_cannot_be_a_step_is_refused_and_names_the_field(engines: Engines) 
             "steps[0].input.m",
             "is no input of it; there are n",
         ),
-        ({"workflow": "inner", "input": {"n": "${steps.x}"}}, "steps[0]", "the step 'x', and there is none"),
+        ({"workflow": "inner", "input": {"n": "${steps.x}"}}, "steps[0].input", "the step 'x', and there is none"),
         ({"workflow": "inner", "input": {"n": "${input.z}"}}, "steps[0].input", "input has no 'z'"),
         ({"workflow": "inner", "for_each": [1], "input": {"m": "${item}"}}, "steps[0].input.m", "is no input of it"),
     ):
@@ -611,6 +797,42 @@ def test_what_cannot_be_a_step_is_refused_and_names_the_field(engines: Engines) 
             new_workflow(engine, [{"name": "a", **fields}], input={})
         assert refused.value.field == field
         assert says in str(refused.value)
+    engines.stop(engine)
+
+
+def test_an_input_that_the_steps_of_what_is_nested_would_refuse_is_refused_at_the_start_where_it_is_known(
+    engines: Engines,
+) -> None:
+    def charge(amount: int, note: str = "") -> int:
+        return amount
+
+    engine = engines([charge, echo])
+    inputs = {"n": {}, "note": {"default": "none"}}
+    payload = {"amount": "${input.n}", "note": "${input.note}"}
+    keep(engine, "inner", step("a"), step("pay", "charge", payload=payload), inputs=inputs)
+    says = "inner would refuse it: steps[1].payload.amount: expected int, got str"
+    for fields in (
+        {"input": {"n": "much"}},
+        {"input": {"n": "${input.word}"}},
+        {"input": {"n": "${item}"}, "for_each": [1, 2, "${input.word}"]},
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            new_workflow(engine, [step("first"), sub("x", "inner", **fields)], input={"word": "w"})
+        assert refused.value.field == "steps[1].input"
+        assert says in str(refused.value)
+    with pytest.raises(InvalidRequest, match="inner would refuse it"):
+        keep(engine, "outer", sub("x", "inner", input={"n": "much"}))
+    new_workflow(
+        engine,
+        [sub("x", "inner", input={"n": "${input.word}"}, when="${input.never}")],
+        input={"word": "w", "never": 0},
+    )
+    workflow = start(engine, [step("first", payload={"value": "w"}), sub("x", "inner", input={"n": "${steps.first}"})])
+    assert "step x cannot begin: workflow inner: steps[1].payload.amount: expected int, got str" in str(
+        ended(engines.path, workflow)[2]
+    )
+    workflow = start(engine, [sub("x", "inner", input={"n": 5})])
+    assert ended(engines.path, workflow)[0] == "completed"
     engines.stop(engine)
 
 

@@ -25,6 +25,7 @@ from miniflow import (
 )
 from miniflow.answers import JobExpired, ResultNotReady
 from miniflow.clock import ManualClock
+from miniflow.control import QueueChange, change_queue
 from miniflow.errors import InvalidRequest, MiniFlowError, SettingsError, UnknownTask
 from miniflow.huey_adapter import huey
 from miniflow.states import State
@@ -86,6 +87,73 @@ def test_run_leaves_what_the_job_submits_to_be_looked_at(jobs: Harness) -> None:
     assert waiting.status == State.SCHEDULED
     assert [job.task for job in jobs.drain(scheduled=True)] == ["mail"]
     jobs.assert_not_enqueued()
+
+
+def test_the_limits_of_a_task_that_a_test_defines_hold_for_its_first_job(jobs: Harness) -> None:
+    @task(rate="2/10m")
+    def call() -> None: ...
+
+    @task(concurrency_key="customer", on_conflict="skip")
+    def bill(customer: str) -> None:
+        if customer == "ada":
+            bill.submit("ada")
+
+    for _ in range(3):
+        call.submit()
+    assert len(jobs.drain()) == 2
+    jobs.submit(bill, {"customer": "ada"})
+    jobs.drain()
+    assert [job.status for job in jobs.jobs(bill)] == [State.COMPLETED, State.CANCELLED]
+
+
+def test_the_clock_moves_on_to_when_a_rate_frees_until_nothing_waits_for_it(jobs: Harness) -> None:
+    @task(rate="2/10m")
+    def call(n: int) -> str:
+        return str(jobs.clock.now - began)
+
+    @task
+    def late() -> str:
+        return str(jobs.clock.now - began)
+
+    began = jobs.clock.now
+    for n in range(5):
+        jobs.submit(call, {"n": n})
+    jobs.submit(late, delay=900)
+    assert len(jobs.drain()) == 2
+    jobs.clock.advance(1)
+    assert jobs.drain() == []
+
+    ran = jobs.drain(scheduled=True)
+    assert [(job.task, job.result) for job in ran] == [
+        ("call", "0:10:00"),
+        ("call", "0:10:00"),
+        ("late", "0:15:00"),
+        ("call", "0:20:00"),
+    ]
+    assert jobs.clock.now - began == dt.timedelta(minutes=20)
+
+
+def test_a_run_that_waits_for_a_rate_moves_the_clock_too(jobs: Harness) -> None:
+    @task(rate="1/10m")
+    def call(n: int) -> int:
+        return n
+
+    assert [jobs.run(call, {"n": n}) for n in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["a paused queue", "cancelled"])
+def test_the_clock_stands_still_where_nothing_would_begin_when_a_rate_frees(jobs: Harness, way: str) -> None:
+    @task(rate="1/10m")
+    def call() -> None: ...
+
+    _, waiting = jobs.submit(call), jobs.submit(call)
+    assert len(jobs.drain()) == 1
+    engine, before = jobs._running, jobs.clock.now
+    paused = change_queue(engine.jobs, "default", QueueChange(paused=True))
+    engine.writer.call("verb", engine.jobs.cancel(waiting.id) if way == "cancelled" else paused)
+
+    assert jobs.drain(scheduled=True) == []
+    assert jobs.clock.now == before
 
 
 def test_a_failed_run_raises_with_the_error_and_the_traceback_of_the_task(jobs: Harness) -> None:

@@ -29,6 +29,12 @@ def tasks() -> Registry:
         @task(debounce={"wait": 5, "max_wait": 12, "fields": ["a"]})
         def index(a: int, b: int = 0) -> None: ...
 
+        @task
+        def whole(payload: dict[str, Any]) -> None: ...
+
+        @task
+        def open_ended(a: int = 0, **more: Any) -> None: ...
+
     return own
 
 
@@ -214,13 +220,13 @@ def test_what_is_debounced_is_told_apart_by_fields(engine: Engine) -> None:
 
 def test_a_batch_is_debounced_to_one_job_with_its_last_payload(engine: Engine, clock: FakeClock) -> None:
     accepted = submit_all(
-        engine, [new_job(engine, "plain", {"a": a}, debounce=Debounce(wait=5, max_wait=2)) for a in range(3)]
+        engine, [new_job(engine, "plain", {"a": a}, debounce=Debounce(wait=5, max_wait=7)) for a in range(3)]
     )
 
     (row,) = rows(engine.database.path)
     assert [one.outcome for one in accepted] == ["created", "debounced", "debounced"]
     assert engine.database.connection.execute("SELECT payload FROM jobs").get == '{"a":2}'
-    assert row.run_at == clock.now_ms() + 2_000, "also here no later than the longest wait"
+    assert row.run_at == clock.now_ms() + 5_000
 
 
 def test_a_cancelled_one_is_not_revived_by_the_next_submit(engine: Engine) -> None:
@@ -243,12 +249,41 @@ def test_a_ttl_counts_from_when_it_is_due_at_last(engine: Engine, clock: FakeClo
         ({"unique": True, "debounce": 5}, "debounce"),
         ({"debounce": 5, "delay": 5}, "debounce"),
         ({"debounce": 5, "depends_on": ["x"]}, "debounce"),
+        ({"debounce": Debounce(wait=5, max_wait=2)}, "debounce.max_wait"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(engine: Engine, options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         new_job(engine, "plain", **options)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"unique": Unique(fields=["zz"])}, "unique.fields[0]"),
+        ({"unique": Unique(fields=["a", "zz.id"])}, "unique.fields[1]"),
+        ({"debounce": Debounce(wait=5, fields=["b", "zz"])}, "debounce.fields[1]"),
+    ],
+)
+def test_a_field_that_the_task_does_not_take_is_refused_by_its_place(
+    engine: Engine, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        new_job(engine, "plain", {"a": 1}, **options)
+    assert (refused.value.field, refused.value.reason) == (field, "the task takes no 'zz'; it takes a, b")
+
+
+def test_fields_below_those_that_a_task_takes_are_its_own_business(engine: Engine) -> None:
+    first = submit(engine, "plain", {"a": 1}, unique=Unique(fields=["a.id"]))
+    assert submit(engine, "plain", {"a": 1}, unique=Unique(fields=["a.id"])) == first
+
+
+@pytest.mark.parametrize("task", ["whole", "open_ended"])
+def test_a_task_that_takes_any_field_has_unique_ones_by_any(engine: Engine, task: str) -> None:
+    by_zz = Unique(fields=["zz"])
+    assert submit(engine, task, {"zz": 1}, unique=by_zz) == submit(engine, task, {"zz": 1}, unique=by_zz)
+    assert submit(engine, task, {"zz": 1}, unique=by_zz) != submit(engine, task, {"zz": 2}, unique=by_zz)
 
 
 def test_a_merge_that_is_rolled_back_has_not_happened(engine: Engine) -> None:
