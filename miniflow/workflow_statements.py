@@ -53,17 +53,18 @@ UPDATE workflows SET open = open - e.n, beside = beside - e.others, done = done 
 WHERE workflows.number = e.workflow
 """
 
-# A durable function whose job somebody has cancelled is cancelled.
-CANCELLED_WITH_JOB = """workflows.kind = 'function' AND EXISTS (
-    SELECT 1 FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
-    WHERE s.workflow = workflows.number AND j.state = 'cancelled' AND j.cancel_requested_at IS NOT NULL)"""
+# When somebody asked for the cancel of a workflow. A durable function is cancelled with its job, whoever cancelled that.
+ASKED_AT = """coalesce(cancel_requested_at, iif(kind = 'function', (
+    SELECT j.cancel_requested_at FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
+    WHERE s.workflow = workflows.number AND j.state = 'cancelled'), NULL))"""
 # Those of them whose last step that was. ?4 is the sentence that names the first step that did not end well.
 END_IF_NOTHING_IS_OPEN = f"""
 UPDATE workflows SET
   state = CASE WHEN done = total_steps THEN 'completed'
-               WHEN (cancel_requested_at IS NOT NULL OR {CANCELLED_WITH_JOB}) AND error IS NULL THEN 'cancelled' ELSE 'failed' END,
+               WHEN error IS NULL AND {ASKED_AT} IS NOT NULL THEN 'cancelled' ELSE 'failed' END,
   completed_at = ?2, updated_at = ?2, changed = ?3, paused_at = NULL,
-  error = CASE WHEN done < total_steps AND cancel_requested_at IS NULL AND NOT ({CANCELLED_WITH_JOB}) THEN coalesce(error, (
+  cancel_requested_at = CASE WHEN done < total_steps AND error IS NULL THEN {ASKED_AT} ELSE cancel_requested_at END,
+  error = CASE WHEN done < total_steps AND {ASKED_AT} IS NULL THEN coalesce(error, (
     SELECT CASE workflows.kind WHEN 'function' THEN coalesce(j.last_error, j.state)
                      ELSE {said_of("s", "j", "?4")} END
     FROM steps s CROSS JOIN jobs j ON j.seq = s.job
@@ -76,7 +77,7 @@ WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.
 
 # Of the workflows of these rows, those that have ended in the transaction ?2: [id, state, number, somebody asked for it, parent] each.
 ENDED_BY = """
-SELECT json_group_array(json_array(id, state, number, cancel_requested_at IS NOT NULL OR state = 'cancelled', parent)) FROM workflows
+SELECT json_group_array(json_array(id, state, number, cancel_requested_at IS NOT NULL, parent)) FROM workflows
 WHERE number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON s.job = x.value) AND completed_at IS NOT NULL AND changed = ?2
 """
 

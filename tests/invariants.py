@@ -262,6 +262,10 @@ def _workflows(look: Snapshot, *, deleted: bool) -> None:
         "SELECT id FROM workflows WHERE state <> 'running' AND paused_at IS NOT NULL",
     )
     look.none(
+        "a cancelled workflow that nobody asked to stop",
+        "SELECT id, name FROM workflows WHERE state = 'cancelled' AND cancel_requested_at IS NULL",
+    )
+    look.none(
         "a workflow that has ended, with steps that have not",
         f"SELECT id, state FROM workflows w WHERE state <> 'running' AND EXISTS (SELECT 1 {jobs} AND j.completed_at IS NULL)",
     )

@@ -662,6 +662,12 @@ def test_code_that_catches_everything_begins_no_step_after_its_run_was_cancelled
     engines.stop(engine)
 
 
+def asked_to_stop(path: Path, run: str) -> bool:
+    with closing(read(path)) as connection:
+        ((at,),) = connection.execute("SELECT cancel_requested_at FROM workflows WHERE id = ?", (run,))
+    return at is not None
+
+
 def test_the_job_of_a_run_may_be_cancelled_and_retried_like_any_other(engines: Engines) -> None:
     calls, fickle = Calls(), Fickle()
 
@@ -679,7 +685,9 @@ def test_the_job_of_a_run_may_be_cancelled_and_retried_like_any_other(engines: E
     asleep(engines.path, run)
     assert cancel(engine, job) == State.CANCELLED
     assert ended(engines.path, run) == ("cancelled", 0, None)
+    assert asked_to_stop(engines.path, run)
     act(engine, "retry", run)
+    assert not asked_to_stop(engines.path, run)
     asleep(engines.path, run)
     send(engine, run, "paid", 1)
     assert output(engines.path, run) == 1
@@ -704,6 +712,7 @@ def test_a_run_whose_job_is_cancelled_while_it_runs_is_cancelled_with_what_it_ha
     begun.wait_for_arrival()
     assert cancel(engine, job_of(engines.path, run).id) == State.RUNNING
     assert ended(engines.path, run) == ("cancelled", 0, None)
+    assert asked_to_stop(engines.path, run)
     with closing(read(engines.path)) as connection:
         ((child,),) = connection.execute("SELECT id FROM workflows WHERE id <> ?", (run,))
     assert ended(engines.path, child)[0] == "cancelled"
