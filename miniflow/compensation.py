@@ -81,7 +81,9 @@ class Compensation:
     def _begin(self, tx: Transaction, failed: _Failed) -> None:
         definition = decode_definition(failed.definition)
         names, outputs, plan = names_of(definition.steps), _decode(failed.kept) if failed.kept else {}, []
-        for idx, name, role, kind, skipped, result in tx.run(sql.DONE_STEPS, failed.number):
+        for idx, name, role, kind, skipped, result, child in tx.run(sql.DONE_STEPS, failed.number):
+            if child is not None:
+                ((_, result, _),) = self._jobs.workflows.subworkflows.outcomes(tx, [child])
             output = None if result is None else _decode(result)
             if role == "step":
                 outputs[names[idx]] = output

@@ -37,11 +37,15 @@ WHERE w.number IN (SELECT s.workflow FROM json_each(?1) x CROSS JOIN steps s ON 
   AND w.undo = 1 AND w.undoing_at IS NULL AND w.open = 0 AND w.beside = 0 AND w.state = 'running' AND w.done < w.total_steps
 """
 
-# What has ended well of a workflow, the last first: [idx, name, role, kind, skipped, result]
+# What has ended well of a workflow, the last first: [idx, name, role, kind, skipped, result, NULL]. A step that is a workflow may have
+# been cancelled with the whole in the moment in which that ended well: it is done, and [… NULL, that workflow's number].
 DONE_STEPS = """
-SELECT s.idx, s.name, s.role, s.kind, s.skipped, j.result FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
-WHERE s.workflow = ?1 AND s.role IN ('step', 'item') AND (j.state = 'completed' OR s.skipped)
-ORDER BY j.completed_at DESC, j.seq DESC
+SELECT s.idx, s.name, s.role, s.kind, s.skipped, j.result, c.number
+FROM steps s INDEXED BY steps_of_workflow CROSS JOIN jobs j ON j.seq = s.job
+LEFT JOIN workflows c ON s.kind = 'workflow' AND s.items IS NOT NULL AND j.state = 'cancelled' AND c.state = 'completed'
+  AND c.number = (SELECT max(number) FROM workflows INDEXED BY workflows_of_parent WHERE parent = s.job)
+WHERE s.workflow = ?1 AND s.role IN ('step', 'item') AND (j.state = 'completed' OR s.skipped OR c.number IS NOT NULL)
+ORDER BY coalesce(c.completed_at, j.completed_at) DESC, j.seq DESC
 """
 
 BEGIN_UNDOING = """

@@ -312,8 +312,11 @@ def _compensations(look: Snapshot) -> None:
         "a step that is undone twice",
         "SELECT workflow, name, count(*) FROM steps WHERE role = 'undo' GROUP BY workflow, idx, name HAVING count(*) > 1",
     )
+    # What stands for a workflow may have been cancelled in the moment in which that ended well.
+    inner = "SELECT state FROM workflows WHERE parent = s.job ORDER BY number DESC LIMIT 1"
     look.none(
-        "undone, though it had not ended well", f"SELECT c.id, j.id, j.state FROM {both} AND j.state <> 'completed'"
+        "undone, though it had not ended well",
+        f"SELECT c.id, j.id, j.state FROM {both} AND j.state <> 'completed' AND ({inner}) IS NOT 'completed'",
     )
     look.none("undone before it had ended", f"SELECT c.id, j.id FROM {both} AND c.started_at < j.completed_at")
     look.none(
@@ -328,7 +331,8 @@ def _compensations(look: Snapshot) -> None:
     look.none(
         "a workflow that has not ended well, and a step that is not undone",
         "SELECT w.id, s.name FROM workflows w JOIN steps s ON s.workflow = w.number AND s.role = 'step' "
-        "JOIN jobs j ON j.seq = s.job WHERE w.state IN ('failed', 'cancelled') AND j.state = 'completed' "
+        "JOIN jobs j ON j.seq = s.job WHERE w.state IN ('failed', 'cancelled') AND (j.state = 'completed' OR s.items IS NOT NULL "
+        f"AND ({inner}) = 'completed') "
         "AND s.items IS NOT 0 AND json_extract(w.definition, '$.steps[' || s.idx || '].compensate') IS NOT NULL "
         "AND coalesce(w.cause, '') NOT LIKE '%cannot begin%' "
         "AND NOT EXISTS (SELECT 1 FROM steps u WHERE u.workflow = w.number AND u.idx = s.idx AND u.role = 'undo')",

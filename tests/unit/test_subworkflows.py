@@ -20,6 +20,7 @@ from miniflow.states import State
 from miniflow.workflow_graph import definition_of
 from miniflow.workflow_queries import WorkflowQueries
 from miniflow.workflows import WORKFLOWS
+from miniflow.writer import Transaction
 from tests.engines import Engines, FakeClock, Gate, cancel, row, rows, settle, verb, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.waiting import wait_until
@@ -476,6 +477,36 @@ def test_what_ends_well_in_the_transaction_of_the_timeout_is_undone_with_the_res
     assert ended(engines.path, workflow) == ("failed", 1, "it took longer than its timeout of 60 s")
     assert steps(engines.path, workflow) == {"x": ("completed", "done"), "then": ("cancelled", None)}
     assert fickle.done == ["undo: done"]
+    engines.stop(engine)
+
+
+@pytest.mark.parametrize("each", [{}, {"for_each": [1, 2]}])
+def test_what_ends_well_in_the_moment_of_the_cancel_is_undone_with_the_rest(
+    engines: Engines, each: dict[str, Any]
+) -> None:
+    gate, fickle = engines.gate(), Fickle()
+    engine = engines([Held(gate).held, fickle.note, echo], workers=2)
+    keep(engine, "pay", step("charge", "held"), output="${steps.charge}")
+    refund = {"task": "note", "payload": {"what": "refund: ${output}"}}
+    workflow = start(engine, [sub("x", "pay", compensate=refund, **each), step("after")])
+    many = len(each.get("for_each", [1]))
+    for _ in range(many):
+        gate.wait_for_arrival()
+    at_work = engine.jobs.running.all()
+    assert len(at_work) == many
+
+    def cancel_when_over(tx: Transaction) -> None:
+        """While this is written no end is: the jobs have ended, and the file does not know of it."""
+        gate.open()
+        wait_until(lambda: all(one.finished for one in at_work), 10, "the jobs to end")
+        engine.jobs.workflows.cancel(workflow)(tx)
+
+    verb(engine, cancel_when_over)
+    assert ended(engines.path, workflow)[:2] == ("cancelled", 0)
+    assert [found for _, found, *_ in children(engines.path, workflow)] == ["completed"] * many
+    assert fickle.done == ["refund: let go"] * many
+    with pytest.raises(TransitionRefused, match="what its steps did is undone; rerun it"):
+        act(engine, "retry", workflow)
     engines.stop(engine)
 
 
