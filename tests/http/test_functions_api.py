@@ -286,7 +286,7 @@ def test_a_retry_goes_on_and_a_rerun_points_at_the_run_before(client: httpx.Clie
         ("check", "failed", "ValueError: not yet"),
     ]
     gate.touch()
-    assert client.post(f"/api/v1/workflows/{run['id']}/retry").json()["status"] == "running"
+    assert client.post(f"/api/v1/workflows/{run['id']}/retry").json()["status"] in ("running", "completed")  # by now
     assert show(client, run, wait=10)["output"] == ["FIRST", "checked"]
 
     answer = client.post(f"/api/v1/workflows/{run['id']}/rerun", json={"from": "check"})
