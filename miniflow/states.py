@@ -39,6 +39,13 @@ MEANING = {
     State.EXPIRED: "waited longer than its ttl, never ran",
 }
 
+WORKFLOW_MEANING = {
+    "running": "has not ended; it may be paused, or be undoing what it did",
+    "completed": "all its steps ended well",
+    "failed": "a step did not end well, or it took too long; can be retried",
+    "cancelled": "ended by a person or a program",
+}
+
 INITIAL = frozenset({State.PENDING, State.SCHEDULED, State.QUEUED})
 WAITING = frozenset({State.PENDING, State.SCHEDULED, State.QUEUED, State.RETRYING})
 TERMINAL = frozenset({State.COMPLETED, State.DEAD_LETTER, State.CANCELLED, State.EXPIRED})

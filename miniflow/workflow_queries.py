@@ -25,7 +25,7 @@ from miniflow.workflow_catalog import Kept
 from miniflow.workflow_graph import Definition, Step, decode_definition, names_of, said_of_child
 from miniflow.workflow_intake import NewWorkflow, about
 from miniflow.workflows import CANCELLED, COMPLETED, STATES
-from miniflow.writer import Writer
+from miniflow.writer import Writer, json_text
 
 BEYOND = 1 << 62
 BAD_SHOWN = 20
@@ -242,28 +242,38 @@ class WorkflowQueries:
         self, *, name: str | None, status: str | None, nested: bool, limit: int, cursor: str | None
     ) -> WorkflowPage:
         """``nested``: those too that are steps of others. InvalidRequest for a status or a cursor that is none."""
-        if status is not None and status not in STATES:
-            raise InvalidRequest("status", f"{status!r} is none of {', '.join(STATES)}")
+        states = _states_of(status)
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
             raise InvalidRequest("cursor", "is none that a page had")
         below = BEYOND if cursor is None else int(cursor)
-        which = [one for one in (name, status) if one is not None]
+        which = [one for one in (name, states and json_text(states)) if one is not None]
         statement = {
             (False, False): sql.LIST_WORKFLOWS,
-            (False, True): sql.LIST_WORKFLOWS_OF_STATE,
+            (False, True): sql.LIST_WORKFLOWS_OF_STATES,
             (True, False): sql.LIST_WORKFLOWS_OF_NAME,
-            (True, True): sql.LIST_WORKFLOWS_OF_NAME_AND_STATE,
-        }[name is not None, status is not None]
+            (True, True): sql.LIST_WORKFLOWS_OF_NAME_AND_STATES,
+        }[name is not None, states is not None]
         rows = await self.readers.fetch(statement, below, limit + 1, int(nested), *which)
         more = str(rows[limit - 1][0]) if len(rows) > limit else None
         counted = self._writer.counters.get(WORKFLOWS, {})
         total = None
         if name is None and nested:
-            total = counted.get(status, 0) if status is not None else sum(counted.values())
+            total = sum(counted.get(state, 0) for state in states or STATES)
         items = [_workflow_of_row(row) for row in rows[:limit]]
         for one in items:
             one.input = msgspec.UNSET  # it may be a megabyte
         return WorkflowPage(items=items, next_cursor=more, total=total)
+
+
+def _states_of(status: str | None) -> list[str] | None:
+    """Of a filter: one or more, separated by commas. InvalidRequest for one that is none."""
+    if not status:
+        return None
+    found = dict.fromkeys(part.strip() for part in status.split(","))
+    for name in found:
+        if name not in STATES:
+            raise InvalidRequest("status", f"{name!r} is none of {', '.join(STATES)}")
+    return list(found)
 
 
 def _workflow_of_row(row: tuple[Any, ...]) -> Workflow:

@@ -259,23 +259,31 @@ SELECT w.state, max(w.changed, coalesce(max(j.changed), 0))
 FROM workflows w LEFT JOIN steps s ON s.workflow = w.number LEFT JOIN jobs j ON j.seq = s.job WHERE w.id = ?1 GROUP BY w.number
 """
 
-# Neither a step of another nor spawned by one.
-STARTED = """(parent IS NULL
-  AND NOT EXISTS (SELECT 1 FROM checkpoints c INDEXED BY checkpoints_of_child WHERE c.child = workflows.number))"""
-# Newest first, below ?1, at most ?2.
-# ?3: those too that are steps of others, or were spawned.
-LIST_WORKFLOWS = (
-    f"SELECT {WORKFLOW} FROM workflows WHERE number < ?1 AND (?3 OR {STARTED}) ORDER BY number DESC LIMIT ?2"
-)
-LIST_WORKFLOWS_OF_STATE = f"""
-SELECT {WORKFLOW} FROM workflows INDEXED BY workflows_by_state
-WHERE state = ?4 AND number < ?1 AND (?3 OR {STARTED}) ORDER BY number DESC LIMIT ?2
+
+def started(workflow: str) -> str:
+    """Neither a step of another nor spawned by one."""
+    return f"""({workflow}.parent IS NULL AND NOT EXISTS (
+    SELECT 1 FROM checkpoints c INDEXED BY checkpoints_of_child WHERE c.child = {workflow}.number))"""
+
+
+# Newest first, below ?1, at most ?2. ?3: those too that are steps of others, or were spawned.
+LIST_WORKFLOWS = f"""
+SELECT {WORKFLOW} FROM workflows WHERE number < ?1 AND (?3 OR {started("workflows")}) ORDER BY number DESC LIMIT ?2
+"""
+# Those in one of the states ?4 (JSON array): of each no more than can be wanted.
+LIST_WORKFLOWS_OF_STATES = f"""
+SELECT {WORKFLOW} FROM workflows WHERE number IN (
+  SELECT b.number FROM json_each(?4) x CROSS JOIN workflows b ON b.number IN (
+    SELECT w.number FROM workflows w INDEXED BY workflows_by_state
+    WHERE w.state = x.value AND w.number < ?1 AND (?3 OR {started("w")}) ORDER BY w.number DESC LIMIT ?2))
+ORDER BY number DESC LIMIT ?2
 """
 LIST_WORKFLOWS_OF_NAME = f"""
 SELECT {WORKFLOW} FROM workflows INDEXED BY workflows_by_name
-WHERE name = ?4 AND number < ?1 AND (?3 OR {STARTED}) ORDER BY number DESC LIMIT ?2
+WHERE name = ?4 AND number < ?1 AND (?3 OR {started("workflows")}) ORDER BY number DESC LIMIT ?2
 """
-LIST_WORKFLOWS_OF_NAME_AND_STATE = f"""
+LIST_WORKFLOWS_OF_NAME_AND_STATES = f"""
 SELECT {WORKFLOW} FROM workflows INDEXED BY workflows_by_name
-WHERE name = ?4 AND number < ?1 AND state = ?5 AND (?3 OR {STARTED}) ORDER BY number DESC LIMIT ?2
+WHERE name = ?4 AND number < ?1 AND state IN (SELECT value FROM json_each(?5)) AND (?3 OR {started("workflows")})
+ORDER BY number DESC LIMIT ?2
 """

@@ -33,7 +33,7 @@ from miniflow.errors import MiniFlowError, NotFound, TransitionRefused
 from miniflow.expansion import Expanded, Expansion, Turn
 from miniflow.references import BadReference, Known
 from miniflow.starting import RUNNING, WORKFLOWS, Starting
-from miniflow.states import State
+from miniflow.states import WORKFLOW_MEANING, State
 from miniflow.subworkflows import Begun, Subworkflows
 from miniflow.workflow_graph import decode_definition, names_of
 from miniflow.workflow_intake import NewWorkflow, about
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from miniflow.jobs import Jobs
 
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
-STATES = (RUNNING, COMPLETED, FAILED, CANCELLED)
+STATES = tuple(WORKFLOW_MEANING)
 OVERDUE_MAX = 100  # in one transaction
 
 _decode_seqs = msgspec.json.Decoder(list[int]).decode

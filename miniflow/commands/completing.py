@@ -11,7 +11,7 @@ import rich_click as click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from miniflow.commands.session import Session
-from miniflow.states import MEANING
+from miniflow.states import MEANING, WORKFLOW_MEANING
 
 if TYPE_CHECKING:
     from miniflow.client import Client
@@ -46,9 +46,17 @@ def jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Found:
 
 
 def states(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Found:
+    return _one_more(MEANING.items(), incomplete)
+
+
+def workflow_states(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Found:
+    return _one_more(WORKFLOW_MEANING.items(), incomplete)
+
+
+def _one_more(known: Iterable[tuple[str, str]], incomplete: str) -> Found:
     """Also the second one, after a comma."""
-    before, comma, name = incomplete.rpartition(",")
-    return _matching([(f"{before}{comma}{state}", words) for state, words in MEANING.items()], f"{before}{comma}{name}")
+    before, comma, _ = incomplete.rpartition(",")
+    return _matching([(f"{before}{comma}{name}", words) for name, words in known], incomplete)
 
 
 def _ask(ctx: click.Context, incomplete: str, look: Look) -> Found:

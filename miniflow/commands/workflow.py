@@ -9,7 +9,7 @@ import rich_click as click
 from rich.text import Text
 
 from miniflow.answers import Invalid
-from miniflow.commands import exits, words
+from miniflow.commands import completing, exits, words
 from miniflow.commands.exits import Complaint
 from miniflow.commands.groups import Group
 from miniflow.commands.session import Session, remote
@@ -20,11 +20,10 @@ from miniflow.commands.workflow_definitions import EXAMPLE, define, definitions,
 from miniflow.commands.workflow_following import draw, follow_to_the_end, nested, show_started
 from miniflow.commands.workflow_names import ID, IDS, id_of, is_file, is_function, there_is
 from miniflow.commands.workflow_views import status_of, summary
+from miniflow.states import WORKFLOW_MEANING
 
 if TYPE_CHECKING:
     from miniflow.workflow_answers import Workflow
-
-STATES = ("running", "completed", "failed", "cancelled")
 
 
 @click.group(cls=Group)
@@ -154,7 +153,12 @@ def result(session: Session, workflow_id: str, step: str | None) -> None:
 
 @remote()
 @click.option("--name", metavar="TEXT", help="workflows of this name")
-@click.option("--status", type=click.Choice(STATES), metavar="STATE", help=f"one of {', '.join(STATES)}")
+@click.option(
+    "--status",
+    metavar="STATE",
+    shell_complete=completing.workflow_states,
+    help=f"one or more, separated by commas: {', '.join(WORKFLOW_MEANING)}",
+)
 @click.option("--all", "nested", is_flag=True, help="also those that are steps of others, or were spawned by them")
 @click.option("--limit", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="so many at most")
 def list_(session: Session, name: str | None, status: str | None, nested: bool, limit: int) -> None:
@@ -163,7 +167,7 @@ def list_(session: Session, name: str | None, status: str | None, nested: bool, 
     \b
     Examples:
       miniflow workflow list
-      miniflow workflow list --status failed --name report
+      miniflow workflow list --status failed,cancelled --name report
     """
     found = list(islice(session.client.workflows.list(name=name, status=status, nested=nested, limit=limit), limit))
     if session.json:

@@ -31,7 +31,9 @@ Wait = Annotated[
     float | None, Parameter(ge=0, le=WAIT_S_MAX, description="seconds to wait for the workflow to end, at most 60")
 ]
 Name = Annotated[str | None, Parameter(description="only workflows of this name")]
-Status = Annotated[str | None, Parameter(description="only workflows in this state")]
+Status = Annotated[
+    str | None, Parameter(description="only workflows in this state, or in one of these, separated by commas")
+]
 Nested = Annotated[bool, Parameter(description="`false`: without those that are steps of others, or were spawned")]
 StepName = Annotated[str, Parameter(description="its `index`, or its name, which is the first that has it")]
 Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="workflows on a page")]

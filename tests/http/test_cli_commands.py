@@ -456,6 +456,10 @@ def test_completion_asks_the_server_and_is_silent_where_there_is_none(server: Se
 
     assert offered("miniflow submit cha", server.url) == "plain,chatty\n"
     assert offered("miniflow jobs --status queued,dead", server.url) == "plain,queued,dead_letter\n"
+    assert (
+        offered("miniflow workflow list --status failed,c", server.url)
+        == "plain,failed,completed\nplain,failed,cancelled\n"
+    )
     assert "plain,last\n" in offered("miniflow show ", server.url)
     assert offered("miniflow submit cha", NOWHERE).strip() == ""
 

@@ -83,7 +83,7 @@ def act(client: httpx.Client, workflow: Json, verb: str, status: int = 200, **bo
     return found
 
 
-def held(client: httpx.Client, tmp_path: Path) -> tuple[Json, Path]:
+def held(client: httpx.Client, tmp_path: Path, **fields: Any) -> tuple[Json, Path]:
     """One whose first step runs until the file is made."""
     gate, begun = tmp_path / "gate", tmp_path / "begun"
     workflow = start(
@@ -92,6 +92,7 @@ def held(client: httpx.Client, tmp_path: Path) -> tuple[Json, Path]:
             {"name": "first", "task": "hold", "payload": {"gate": str(gate), "started": str(begun)}},
             {"name": "second", "task": "whole", "payload": {"was": "${steps.first}"}},
         ],
+        **fields,
     )
     wait_until(begun.exists, 10, "the first step to begin")
     return workflow, gate
@@ -179,7 +180,9 @@ def test_what_is_wrong_is_refused_by_name_and_nothing_is_started(client: httpx.C
         assert_problem(answer, 422, field=field, says=says)
     assert client.get("/api/v1/workflows").json()["total"] == before
     assert_problem(client.get("/api/v1/workflows/nobody"), 404, says="workflow not found: nobody")
-    assert_problem(client.get("/api/v1/workflows?status=lost"), 422, field="status")
+    assert_problem(
+        client.get("/api/v1/workflows?status=failed,lost"), 422, field="status", says="'lost' is none of running,"
+    )
     assert_problem(client.get("/api/v1/workflows?cursor=x"), 422, field="cursor")
 
 
@@ -207,6 +210,27 @@ def test_lists_are_narrowed_and_go_on_by_cursor(client: httpx.Client) -> None:
     assert {one["id"] for one in done["items"]} == set(ids)
     every = client.get("/api/v1/workflows?status=completed&limit=1").json()
     assert every["total"] >= 3
+
+
+@pytest.mark.parametrize("name", [{}, {"name": "several"}])
+def test_a_list_of_several_states_is_one_list_newest_first(client: httpx.Client, name: Json, tmp_path: Path) -> None:
+    stopped, _ = held(client, tmp_path, name="several")
+    act(client, stopped, "cancel", 202)
+    failed = start(client, [{"name": "a", "task": "bad", "max_retries": 0}], name="several")
+    done = start(client, SUM, name="several", input={"n": 1})
+    for one in (stopped, failed, done):
+        end_of(client, one)
+    pages, cursor = [], None
+    for _ in range(2):
+        which = {**name, "status": "cancelled, failed", "limit": 1, **({"cursor": cursor} if cursor else {})}
+        page = client.get("/api/v1/workflows", params=which).json()
+        cursor = page["next_cursor"] if not pages else None
+        pages.append(page)
+    assert [one["id"] for page in pages for one in page["items"]] == [failed["id"], stopped["id"]]
+    if not name:
+        assert pages[0]["total"] == sum(
+            client.get(f"/api/v1/workflows?status={one}").json()["total"] for one in ("failed", "cancelled")
+        )
 
 
 def test_a_stream_tells_each_change_and_ends_with_the_workflow(client: httpx.Client, tmp_path: Path) -> None:
