@@ -46,6 +46,7 @@ from miniflow.executors.watch import near_limit, over_limit
 from miniflow.huey_services import Services
 from miniflow.joblog import JobLog
 from miniflow.jobs import Jobs
+from miniflow.limits import Threshold
 from miniflow.model import Ending, NewJob
 from miniflow.operations import Operation, ThreadWaiter
 from miniflow.registry import TaskSpec
@@ -261,23 +262,19 @@ class Execution:
 
     def _open_log(self) -> JobLog:
         log = self.services.logs.open(self.attempt)
-        limits = self.spec.limits
-        if limits is not None and limits.log_bytes is not None:
-            log.mark, log.marked = int(limits.log_bytes.warn), self._much_logged
+        limit = None if self.spec.limits is None else self.spec.limits.log_bytes
+        if limit is not None:
+            log.mark, log.marked = int(limit.warn), partial(self._much_logged, log, limit)
         return log
 
-    def _much_logged(self) -> None:
-        """The log has reached the next threshold of the task's own limit."""
-        log, limits = self.attempt.log, self.spec.limits
-        assert log is not None
-        assert limits is not None
-        assert limits.log_bytes is not None
-        if log.said >= limits.log_bytes.kill:
-            reason = JobOverLimit(over_limit("log_bytes", log.said, limits.log_bytes))
-            self.attempt.interrupt(reason, self.services.clock.boot_ms() + self.services.grace_ms)
-            return
-        log.mark = int(limits.log_bytes.kill)
-        log.add("WARNING", near_limit("log_bytes", log.said, limits.log_bytes))
+    def _much_logged(self, log: JobLog, limit: Threshold) -> None:
+        """The log is beyond what the task's own limit warns of; one line may have gone beyond the limit as well."""
+        log.mark, log.marked = int(limit.kill), partial(self._too_much_logged, log, limit)
+        log.add("WARNING", near_limit("log_bytes", log.said, limit))  # which looks at the mark in its turn
+
+    def _too_much_logged(self, log: JobLog, limit: Threshold) -> None:
+        reason = JobOverLimit(over_limit("log_bytes", log.said, limit))
+        self.attempt.interrupt(reason, self.services.clock.boot_ms() + self.services.grace_ms)
 
     def write_progress(self, done: float, total: float | None, message: str | None) -> None:
         text = outcome.middle_out(str(message), MESSAGE_CHARS_MAX) if message else None

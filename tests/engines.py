@@ -23,7 +23,7 @@ from miniflow.registry import Registry
 from miniflow.settings import Settings
 from miniflow.states import TERMINAL, State
 from tests.invariants import check_invariants, read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 class FakeClock:
@@ -86,6 +86,7 @@ class Gate:
             raise AssertionError("nobody opened the gate")
 
     def wait_for_arrival(self, timeout_s: float = 5) -> None:
+        timeout_s *= PATIENCE
         assert self.here.acquire(timeout=timeout_s), f"nobody came to the gate within {timeout_s:g} s"
 
     def open(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +132,7 @@ class Server:
         """SIGTERM, and wait for the end; the exit code."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(timeout_s)
+        return self.process.wait(timeout_s * PATIENCE)
 
     def restart(self) -> Self:
         """Start it again on the same file; killed first if it still runs. It has another port then, see ``url``.

@@ -116,11 +116,11 @@ class Meter:
             limit: Threshold | None = getattr(self._limits, name)
             if limit is None:
                 continue
-            if used > limit.kill and (name != "open_files" or not enforced_by_the_system()):
-                return over_limit(name, used, limit)
-            if used > limit.warn and name not in self._warned:
+            if used > limit.warn and name not in self._warned:  # also where one look finds it beyond both
                 self._warned.add(name)
                 self._warn(near_limit(name, used, limit))
+            if used > limit.kill and (name != "open_files" or not enforced_by_the_system()):
+                return over_limit(name, used, limit)
         return None
 
     def _usage(self) -> Usage:

@@ -101,6 +101,14 @@ def eating_log_in_a_thread() -> None:
         print("x" * 100)
 
 
+@task(max_retries=0, limits={"log_bytes": [1_000, 2_000]})
+def eating_log_at_once() -> None:
+    """One line that is beyond warning and limit."""
+    print("x" * 10_000)
+    while True:
+        time.sleep(0.05)
+
+
 @task(executor="process", max_retries=0, limits={"result_bytes": [1_000, 2_000]})
 def returning_much(size: int) -> str:
     return "x" * size
@@ -157,8 +165,8 @@ def stopping_itself(folder: str) -> None:
 @task(executor="process", max_retries=0)
 def tidying_up(folder: str) -> None:
     """Hears that it is to stop, and has the time to say so."""
-    note(folder)
     try:
+        note(folder)
         time.sleep(600)
     except (JobCancelled, JobTimeout) as exc:
         Path(folder, type(exc).__name__).touch()
@@ -169,8 +177,8 @@ def tidying_up(folder: str) -> None:
 @task(executor="process", max_retries=0)
 def swallowing(folder: str) -> str:
     """Takes the stop for an error of its own, and ends well all the same."""
-    note(folder)
     try:
+        note(folder)
         time.sleep(600)
     except BaseException:  # that is the point
         return "never mind"

@@ -12,6 +12,7 @@ from tests import handed
 
 pytestmark = [
     pytest.mark.fault,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not turns.POSSIBLE, reason="nothing is handed ahead here"),
 ]
 

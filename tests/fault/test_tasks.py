@@ -266,12 +266,12 @@ def test_a_task_asleep_in_c_is_given_up(client: httpx.Client) -> None:
 
 
 def test_a_coroutine_that_blocks_the_loop_keeps_others_waiting_no_longer_than_itself(client: httpx.Client) -> None:
-    blocking = submit(client, "blocking_the_loop", {"seconds": 2}, timeout=0.3)
+    blocking = submit(client, "blocking_the_loop", {"seconds": 8}, timeout=0.3)
     quick = submit(client, "quick_async", {"n": 1})
 
-    assert client.get("/health", timeout=1).status_code == 200
-    assert end_of(client, blocking["id"])["status"] == "dead_letter"
-    assert end_of(client, quick["id"])["status"] == "completed"
+    assert client.get("/health", timeout=5).status_code == 200
+    assert end_of(client, blocking["id"], 20)["status"] == "dead_letter"
+    assert end_of(client, quick["id"], 20)["status"] == "completed"
 
 
 def test_a_running_task_that_spins_can_be_cancelled(client: httpx.Client, tmp_path: Path) -> None:

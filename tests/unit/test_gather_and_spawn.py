@@ -70,7 +70,7 @@ def spawned(path: Path, run: str, n: int = 1) -> list[str]:
 
 
 def test_gathered_steps_run_at_once_and_their_outputs_come_in_order(engines: Engines) -> None:
-    meeting = threading.Barrier(3, timeout=10)  # nobody gets by alone
+    meeting = threading.Barrier(3, timeout=30)  # nobody gets by alone
 
     def meet(n: int) -> int:
         meeting.wait()
@@ -91,7 +91,7 @@ def test_gathered_steps_run_at_once_and_their_outputs_come_in_order(engines: Eng
 
 def test_no_more_gathered_steps_run_at_once_than_the_limit_says(engines: Engines) -> None:
     lock, now, most = threading.Lock(), [0], [0]
-    pair = threading.Barrier(2, timeout=10)
+    pair = threading.Barrier(2, timeout=30)
 
     def count() -> None:
         with lock:
