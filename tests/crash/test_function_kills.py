@@ -177,11 +177,13 @@ def test_durable_functions_reach_their_right_end_whenever_the_process_is_killed(
     )
     assert any(crashes for *_, crashes in ends.values()), "no kill came while a function ran"
     assert len(given_up) < RUNS / 20
-    assert recorded.keys() == last.keys()
+    # Of one that was given up the last crash may have come between the begin of a step and its record.
+    unsure = {key for key in recorded.keys() | last.keys() if key.rpartition("-")[0] in given_up}
+    assert recorded.keys() - unsure == last.keys() - unsure
     for key, (name, state, attempts, output) in recorded.items():
         if state == "completed":
             assert (output["attempt"], output["pid"]) == last[key], f"{key} {name} ran again when it was recorded"
-        assert attempts >= last[key][0], key
+        assert key in unsure or attempts >= last[key][0], key
     assert bookings == sorted(
         key for key, (name, state, *_) in recorded.items() if (name, state) == ("book", "completed")
     )

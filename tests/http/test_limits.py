@@ -16,10 +16,11 @@ from miniflow.states import State
 from miniflow.web.api import find_job
 from tests.api import assert_problem, end_of, submit
 from tests.servers import Server
+from tests.waiting import PATIENCE
 
 COSTLY = {"q": "a" * 990 + "b"}
 """Nearly found at each place of a payload that is all a."""
-SOON_S = 0.5
+SOON_S = 0.5 * PATIENCE  # a search goes on for 2 s
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_nobody_waits_for_a_job_when_the_server_stops() -> None:
         await asyncio.sleep(0.01)
         assert not waiting.done()
         notices.call_all()
-        assert await asyncio.wait_for(waiting, 1) is running
-        assert await asyncio.wait_for(find_job(backend, "17", 30), 1) is running
+        assert await asyncio.wait_for(waiting, PATIENCE) is running
+        assert await asyncio.wait_for(find_job(backend, "17", 30), PATIENCE) is running
 
     asyncio.run(run())
