@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from miniflow import capture, context, db, guard, heartbeat, registry
 from miniflow import statements as sql
@@ -237,10 +238,9 @@ class Engine:
         """Return what still runs to the queue, write what is left to write, give the file back. Returns how many came back."""
         self.services.transactions.close()
         late = [attempt for attempt in self.running.all() if attempt.finish()]
-        if late:
-            self._if_disk_allows(self.jobs.return_running(late))
-            for attempt in late:
-                attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
+        back: int = self._if_disk_allows(self.jobs.return_running(late)) or 0
+        for attempt in late:
+            attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
         self.supervisor.stop()
         self.lane.close()
         self.async_lane.close()
@@ -256,11 +256,11 @@ class Engine:
         self.services.traces.close()
         self.database.close()
         capture.remove()
-        return len(late)
+        return back
 
-    def _if_disk_allows(self, verb: Callable[[Transaction], object]) -> None:
+    def _if_disk_allows(self, verb: Callable[[Transaction], object]) -> Any:
         try:
-            self.writer.call("verb", verb)
+            return self.writer.call("verb", verb)
         except (StoreFull, StoreLocked) as exc:  # the next start voids all leases anyhow
             log.warning("%s; the next start makes up for it", exc)
 

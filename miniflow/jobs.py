@@ -41,6 +41,7 @@ from miniflow.writer import Singly, Transaction, Writer, json_text
 
 log = logging.getLogger("miniflow.jobs")
 
+STOPPED = "cancelled; the server stopped before the job did"
 UNWRITABLE = "Unwritable"
 
 
@@ -400,25 +401,27 @@ class Jobs:
         return self.give_back(tx, lambda _: True)
 
     def return_running(self, attempts: list[Attempt]) -> Callable[[Transaction], int]:
-        """At stop: what did not end within the grace goes back to the queue, its attempt not counted."""
+        """At stop: what did not end within the grace goes back to the queue, its attempt not counted; how many. What was asked
+        to stop has: it is cancelled."""
         for a in attempts:  # now, and not in the verb: marks and logs are written before verbs
             self._marks.pop(a.claimed.seq, None)
             if a.log is not None:
                 a.log.end()
 
         def verb(tx: Transaction) -> int:
-            tx.run(
-                sql.RELEASE_IF_LEASED,
-                json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in attempts]),
-                tx.now_ms,
-                tx.number,
-            )
-            self.rules.gates.let_go(tx, [a.claimed.seq for a in attempts])
+            asked = {seq for (seq,) in tx.run(sql.ASKED_TO_STOP, json_text([a.claimed.seq for a in attempts]))}
             for a in attempts:
+                if a.claimed.seq in asked:
+                    self.end(tx, Ending(a, State.CANCELLED, outcome="cancelled", error=STOPPED))
+            back = [a for a in attempts if a.claimed.seq not in asked]
+            rows = json_text([(a.claimed.seq, a.claimed.lease, int(a.marked)) for a in back])
+            tx.run(sql.RELEASE_IF_LEASED, rows, tx.now_ms, tx.number)
+            self.rules.gates.let_go(tx, [a.claimed.seq for a in back])
+            for a in back:
                 if a.marked:
                     tx.count(State.RUNNING, a.claimed.queue, -1)
                     tx.count(State.QUEUED, a.claimed.queue)
-            return len(attempts)
+            return len(back)
 
         return verb
 

@@ -122,6 +122,10 @@ FROM json_each(?1) r
 WHERE jobs.seq = r.value ->> 0 AND jobs.lease = r.value ->> 1 AND jobs.state IN ('queued', 'running')
 """
 
+ASKED_TO_STOP = """
+SELECT seq FROM jobs NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?1)) AND cancel_requested_at IS NOT NULL
+"""
+
 SET_PROGRESS_IF_RUNNING = """
 UPDATE jobs NOT INDEXED SET progress = p.value ->> 2, updated_at = ?2, changed = ?3
 FROM json_each(?1) p

@@ -124,6 +124,36 @@ def test_within_the_grace_running_jobs_end_by_themselves(tmp_path: Path) -> None
     check_invariants(server.db, stopped=True)
 
 
+def test_a_job_that_was_asked_to_stop_and_is_deaf_is_cancelled_by_the_stop_and_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    runs, gate = tmp_path / "journal", tmp_path / "gate"
+    with (
+        Server(tmp_path, {"journal.py": journal.TASKS}, grace=0.2, stop_grace=60) as server,
+        server.client() as client,
+    ):
+        deaf, other = (submit(client, "deaf", {"journal": str(runs), "gate": str(gate)})["id"] for _ in range(2))
+        for job_id in (deaf, other):
+            wait_for_status(client, job_id, "running")
+        assert client.post(f"/api/v1/jobs/{deaf}/cancel").status_code == 202
+        assert server.terminate() == 0
+        assert "1 job went back to the queue" in server.output()
+        stopped = rows(server.db)
+        assert (stopped[deaf]["state"], stopped[other]["state"]) == ("cancelled", "queued")
+        assert stopped[deaf]["last_error"] == "cancelled; the server stopped before the job did"
+        check_invariants(server.db, stopped=True)
+
+        gate.touch()
+        server.start()
+        with server.client() as again:
+            everything_ended(again, 20)
+        assert server.terminate() == 0
+    ended = rows(server.db)
+    assert (ended[deaf]["state"], ended[other]["state"]) == ("cancelled", "completed")
+    assert journal.begins(journal.read(runs)) == {deaf: 1, other: 2}
+    check_invariants(server.db, stopped=True)
+
+
 def test_an_attempt_that_failed_before_stays_counted_and_the_returned_one_is_not(tmp_path: Path) -> None:
     task = """
 import pathlib, time
