@@ -419,7 +419,7 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def _anything(_kind: type) -> dict[str, Any]:
-    return {}
+    return {"description": "any JSON value"}  # msgspec takes an empty schema for none, and refuses
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

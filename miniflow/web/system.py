@@ -43,7 +43,7 @@ async def list_queues(backend: Backend) -> Response[bytes]:
 @get("/api/v1/queues/{name:path}", summary="One queue")
 async def get_queue(request: AnyRequest, name: Path, backend: Backend) -> Response[bytes]:
     """As in the list of queues."""
-    return respond(await _queue(backend, _name(request, "/api/v1/queues/", name)))
+    return respond(await _queue(backend, _name(request, "/api/v1/queues/", name), _named(backend)))
 
 
 @patch("/api/v1/queues/{name:path}", summary="Pause a queue, resume it, limit it")
@@ -70,11 +70,13 @@ async def _change(backend: Backend, queue: str, change: QueueChange) -> QueueInf
     if not valid_queue_name(queue):
         raise InvalidRequest("name", "is 1 to 100 letters, digits and _ . : / -")
     await backend.verb(change_queue(backend.jobs, queue, change))
-    return await _queue(backend, queue)
+    return await _queue(
+        backend, queue, _named(backend) | {queue}
+    )  # also where nothing is left of it that a list would show
 
 
-async def _queue(backend: Backend, wanted: str) -> QueueInfo:
-    for queue in await backend.queries.queues(_named(backend), backend.clock.now_ms()):
+async def _queue(backend: Backend, wanted: str, named: set[str]) -> QueueInfo:
+    for queue in await backend.queries.queues(named, backend.clock.now_ms()):
         if queue.name == wanted:
             return _with_service(backend, queue)
     raise NotFound("queue", wanted)

@@ -73,12 +73,20 @@ def test_a_queue_is_paused_and_resumed_by_patch_and_by_verb(client: httpx.Client
     assert client.patch(f"/api/v1/queues/{name}", json={"paused": False}).json()["served"] is True
 
 
+def test_a_queue_without_jobs_is_resumed_and_unlimited_though_nothing_of_it_is_left(run: Callable[..., Result]) -> None:
+    assert "paused" in run("pause", "void").stdout
+    assert "void" in run("resume", "void").stdout
+    run("limit", "--queue", "void", "--concurrency", "2")
+    run("limit", "--queue", "void", "--concurrency", "none")
+
+
 def test_limits_are_set_shown_and_taken_away(client: httpx.Client) -> None:
     set_to = client.patch("/api/v1/queues/limited", json={"concurrency": 2, "rate": "5/minute"}).json()
     assert (set_to["concurrency"], set_to["rate"]) == (2, "5/minute")
     kept = client.patch("/api/v1/queues/limited", json={"concurrency": None}).json()
     assert (kept["concurrency"], kept["rate"]) == (None, "5/minute")
-    client.patch("/api/v1/queues/limited", json={"rate": None})
+    gone = client.patch("/api/v1/queues/limited", json={"rate": None})
+    assert (gone.status_code, gone.json()["name"], gone.json()["rate"]) == (200, "limited", None)
     assert client.get("/api/v1/queues/limited").status_code == 404, "nothing of it is left, and it had no job"
 
     task = client.patch("/api/v1/tasks/once", json={"concurrency": 1}).json()

@@ -9,7 +9,7 @@ import enum
 import functools
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -546,6 +546,16 @@ def test_the_schema_is_self_contained() -> None:
 
 def test_the_schema_of_a_whole_payload_is_any_object() -> None:
     assert bind(takes_optional).json_schema() == {"title": "X", "type": "object"}
+
+
+@pytest.mark.parametrize("kind", [object, Hashable, Iterable[int]])
+def test_the_schema_of_what_json_has_no_word_for_is_any_value(kind: Any) -> None:
+    def some(x: Any, more: Any = None) -> None: ...
+
+    some.__annotations__ |= {"x": dict[str, kind], "more": kind | None}
+    properties = bind(some).json_schema()["properties"]
+    assert properties["x"] == {"type": "object", "additionalProperties": {"description": "any JSON value"}}
+    assert "more" in properties
 
 
 def test_the_schema_of_double_star_allows_more() -> None:
