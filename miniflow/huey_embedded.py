@@ -47,12 +47,16 @@ class MiniFlowHuey(JobsHuey):
         return registry.active(self._own_specs)
 
     def open(self) -> None:
-        """Open the file, without running anything."""
-        self.start(workers=0)
+        """Open the file, without running anything, if it is not open."""
+        with self._opening:
+            self.start(workers=0 if self.engine is None else self.engine.settings.workers)
 
     def start(self, workers: int) -> Engine:
-        """Open the file and run tasks with so many worker threads."""
+        """Run tasks with so many worker threads. Open with another number of them, as it is without any after the first use, the
+        file is closed before; what runs then has the grace of ``close``."""
         with self._opening:
+            if self.engine is not None and self.engine.settings.workers != workers:
+                self.close()
             if self.engine is None:
                 settings = Settings(db=self._file, durability=self._durability, workers=workers)
                 try:
@@ -87,7 +91,6 @@ class EmbeddedConsumer(Consumer):
                 f"worker_type {self.worker_type!r}: a huey object on a file of its own runs tasks in threads; "
                 "`miniflow serve` has other executors"
             )
-        self.huey.close()  # opened by whoever enqueued something while the application was imported
         self._running = self.huey.start(self.workers)
         self._set_signal_handlers()
 

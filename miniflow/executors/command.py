@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from miniflow.programs import ENV_CHARS_MAX, Program, environment
 SETTLE_S = 0.2
 """How long the pipes of a program that has ended are waited for where they cannot be looked into."""
 REST_CHUNKS_MAX = 64
+NO_FILE = "the program has left something at MINIFLOW_RESULT_FILE that is no regular file"
 
 
 class CommandFailed(MiniFlowError):
@@ -256,8 +258,7 @@ def _result(job: Job, result_file: Path, last: bytes) -> str | None:
     """The result as JSON text. BadResult where the file is none; a last line that is none is just a line."""
     limit_name, limit = job.result_limit
     try:
-        size = result_file.stat().st_size
-        data = result_file.read_bytes() if size <= limit else b""
+        size, data = _read_file(result_file, limit)
     except FileNotFoundError:
         size, data = len(last), last
         if not last:
@@ -271,6 +272,25 @@ def _result(job: Job, result_file: Path, last: bytes) -> str | None:
         raise BadResult(str(TooLarge("the result", size, limit_name, limit)))
     # Written anew: NaN and half surrogates are none of JSON's, and it is one line.
     return outcome.encode_result(msgspec.json.decode(data), as_text=False, limit=limit, limit_name=limit_name)
+
+
+def _read_file(path: Path, limit: int) -> tuple[int, bytes]:
+    """The size of what a program has left there, and that itself if it is no more than ``limit`` bytes. No link is followed, no
+    pipe waited for, and of a file without end no more is read. BadResult for what is no file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise BadResult(NO_FILE)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as exc:
+        raise BadResult(
+            f"what the program wrote to MINIFLOW_RESULT_FILE cannot be read: {exc.strerror or exc}"
+        ) from None
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadResult(NO_FILE)
+        data = file.read(limit + 1)
+    return max(found.st_size, len(data)), data if len(data) <= limit else b""
 
 
 def _is_json(data: bytes) -> bool:

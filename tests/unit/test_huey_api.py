@@ -421,16 +421,19 @@ def test_a_huey_object_in_a_task_file_takes_part_in_the_server(engines: Engines,
     assert not (tmp_path / "application.db").exists()
 
 
-def test_an_application_runs_its_workers_in_the_process_that_enqueues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open since the first use"])
+def test_an_application_runs_its_workers_in_the_process_that_enqueues(tmp_path: Path, closed: bool) -> None:
     application = MiniFlowHuey("application", filename=str(tmp_path / "application.db"))
     sums = Sums(application)
     for spec in sums.specs:  # nobody collects them there: they are its own
         application.specs_here().add(spec)
     before = sums.add(1, 2)
-    application.close()
-    application.start(workers=2)
+    if closed:
+        application.close()
+    engine = application.start(workers=2)
 
-    assert before.get(blocking=True, timeout=5) == 3
+    assert before.get(blocking=True, timeout=15) == 3
+    assert application.start(workers=2) is engine
     assert sums.add(3, 4).get(blocking=True, timeout=5) == 7
     application.close()
     check_invariants(tmp_path / "application.db", stopped=True)

@@ -262,6 +262,9 @@ COMMANDS: dict[str, Any] = {
         "argv": script("import os; open(os.environ['MINIFLOW_RESULT_FILE'], 'w').write('{\"a\": [1]}'); print('[2]')")
     },
     "write_junk": {"argv": script("import os; open(os.environ['MINIFLOW_RESULT_FILE'], 'w').write('{')"), "max_retries": 3},
+    "leave_pipe": {"argv": ["sh", "-c", "mkfifo $MINIFLOW_RESULT_FILE"]},
+    "leave_link": {"argv": ["sh", "-c", "ln -s /dev/zero $MINIFLOW_RESULT_FILE"]},
+    "leave_folder": {"argv": ["sh", "-c", "mkdir $MINIFLOW_RESULT_FILE"]},
     "exit": {
         "argv": [*script("import sys; print('last words'); sys.exit(int(sys.argv[1]))"), "{code}"],
         "success": [0, 3],
@@ -651,6 +654,14 @@ def test_lines_and_progress_of_a_program_are_live(engine: Engine, tmp_path: Path
 
 def test_the_result_file_comes_before_the_last_line(engine: Engine) -> None:
     assert result(engine, "write_result") == {"a": [1]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has none of these")
+@pytest.mark.parametrize("task", ["leave_pipe", "leave_link", "leave_folder"])
+def test_what_is_left_in_place_of_a_result_file_is_not_opened(engine: Engine, task: str) -> None:
+    ended = end(engine, task)
+    assert ended.state == State.DEAD_LETTER
+    assert "left something at MINIFLOW_RESULT_FILE that is no regular file" in (ended.last_error or "")
 
 
 def test_a_result_file_that_is_no_json_fails_for_good(engine: Engine) -> None:
