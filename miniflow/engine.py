@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miniflow import capture, context, db, guard, heartbeat, registry
+from miniflow import capture, context, db, guard, registry
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.clock import Clock, SettledClock, SystemClock, boot_id, rfc3339
@@ -391,7 +391,7 @@ class Engine:
         attempt = Attempt(claimed, worker_id, self.clock.now_ms())
         if claimed.timeout_ms:
             attempt.deadline_boot_ms = self.clock.boot_ms() + claimed.timeout_ms
-        heartbeat.arm(attempt)
+        self.supervisor.heartbeats.arm(attempt)
         self.running.add(attempt)
         return attempt
 

@@ -35,14 +35,6 @@ NEXT: dict[str, str] = {
 }
 
 
-def arm(attempt: Attempt) -> None:
-    """Find out what the job of ``attempt`` has promised; it begins now."""
-    options = attempt.claimed.options
-    if options is not None and '"heartbeat_ms"' in options:
-        found = outcome.options_of(attempt.claimed)
-        attempt.heartbeat_ms, attempt.on_stall = found["heartbeat_ms"], found["on_stall"]
-
-
 class Heartbeats:
     """Looks at running attempts a few times a second. One thread calls ``look``."""
 
@@ -51,6 +43,15 @@ class Heartbeats:
         self._looked_ms = clock.boot_ms()
         self._found: dict[int, tuple[Attempt, int | None]] = {}  # by row: since when it is stalled, to be written
         writer.every_group(self._write, before=True)  # before the end that the interrupt leads to
+
+    def arm(self, attempt: Attempt) -> None:
+        """Find out what the job of ``attempt`` has promised; it begins now."""
+        options = attempt.claimed.options
+        if options is not None and '"heartbeat_ms"' in options:
+            found = outcome.options_of(attempt.claimed)
+            attempt.heartbeat_ms, attempt.on_stall = found["heartbeat_ms"], found["on_stall"]
+            # The next look counts the time since the one before; of that this much was before its begin.
+            attempt.silent_ms = -min(max(self._clock.boot_ms() - self._looked_ms, 0), LOOK_MS_MAX)
 
     def look(self, attempts: Iterable[Attempt], boot_ms: int) -> None:
         passed_ms = max(boot_ms - self._looked_ms, 0)

@@ -106,7 +106,7 @@ class Roster:
             attempt=attempt.number,
             started_at=rfc3339(attempt.started_at),
             running_for=max(now_ms - attempt.started_at, 0) / 1000,
-            silent_for=None if attempt.heartbeat_ms is None else attempt.silent_ms / 1000,
+            silent_for=None if attempt.heartbeat_ms is None else max(attempt.silent_ms, 0) / 1000,
             stalled=attempt.stalled,
             holds_loop_for=held_s,
             advice=None if held_s is None else ASYNC_ADVICE if executor == "async" else ADVICE,

@@ -58,7 +58,7 @@ class Supervisor:
             clock,
         )
         self._grace_ms, self._least_ahead, self._jobs_elsewhere = grace_ms, least_ahead, jobs_elsewhere
-        self._heartbeats = Heartbeats(jobs.writer, logs, clock, grace_ms=grace_ms)
+        self.heartbeats = Heartbeats(jobs.writer, logs, clock, grace_ms=grace_ms)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="miniflow-supervisor", daemon=True)
         self._next_health_ms = 0
@@ -84,7 +84,7 @@ class Supervisor:
     def tick(self, boot_ms: int) -> None:
         """One look at all running attempts."""
         attempts = self._running.all()
-        self._heartbeats.look(attempts, boot_ms)
+        self.heartbeats.look(attempts, boot_ms)
         for attempt in attempts:
             if attempt.lost:
                 attempt.remind()

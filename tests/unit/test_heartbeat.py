@@ -96,6 +96,22 @@ def test_a_silent_job_is_interrupted_and_tried_again(
     engines.stop(silence.engine)
 
 
+def test_time_before_the_job_began_is_no_silence_of_it(
+    engines: Engines, clock: FakeClock, gate: Gate, patient: Callable[..., str]
+) -> None:
+    silence = Silence(engines, clock, patient)
+    clock.advance(400)  # since the last look
+    job_id = submit(silence.engine, "patient", heartbeat=1, on_stall="warn")
+    gate.wait_for_arrival()
+    silence.pass_time(0.8)
+    assert not silence.attempt().stalled
+    silence.pass_time(0.4)
+    assert silence.attempt().stalled
+    gate.open()
+    assert wait_for_state(engines.path, job_id, State.COMPLETED).result == '"in the end"'
+    engines.stop(silence.engine)
+
+
 def test_a_silent_job_whose_task_says_so_has_failed_whatever_retries_are_left(
     engines: Engines, clock: FakeClock, gate: Gate, patient: Callable[..., str]
 ) -> None:
