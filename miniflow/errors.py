@@ -217,6 +217,10 @@ class JobCancelled(JobInterrupted):
     """The running job was cancelled."""
 
 
+class JobReplaced(JobCancelled):
+    """A newer job wants the running one's slot, and the rule of its task is that it gets it. The words say so."""
+
+
 class JobTimeout(JobInterrupted):
     """The running job is over its ``timeout``."""
 

@@ -350,7 +350,7 @@ class _Explaining:
             text = f"its ttl was over at {rfc3339(row.expires_at)}, and it had not begun"
             return [Reason(code="expired", text=text)], f"It will not run; {remedy or 'submit it again'}"
         if row.state == State.CANCELLED:
-            by_person = row.cancel_requested_at is not None
+            by_person = row.cancel_requested_at is not None and not (row.last_error or "").startswith("replaced: ")
             why = f": {_brief(row.last_error)}" if row.last_error and not by_person else ""
             asked = " because it was asked for" if by_person else ""
             return [

@@ -25,6 +25,7 @@ from miniflow.errors import (
     JobCancelled,
     JobInterrupted,
     JobOverLimit,
+    JobReplaced,
     JobStalled,
     JobTimeout,
     LimitExceeded,
@@ -372,9 +373,8 @@ class Execution:
             self.state = State.CANCELLED
         if self.state in (State.CANCELLED, State.EXPIRED):
             history = "cancelled" if attempt.charged else None
-            return Ending(
-                attempt, self.state, outcome=history, error_type=self.error_type or None, error=self.error or self.state
-            )
+            words = str(attempt.pending) if isinstance(attempt.pending, JobReplaced) else self.error or self.state
+            return Ending(attempt, self.state, outcome=history, error_type=self.error_type or None, error=words)
         return outcome.failure(
             attempt,
             outcome=self.outcome,

@@ -319,13 +319,14 @@ class Jobs:
 
         return verb
 
-    def ask_to_stop(self, tx: Transaction, seqs: list[int]) -> None:
+    def ask_to_stop(self, tx: Transaction, seqs: list[int], reason: JobCancelled | None = None) -> None:
         """Cancel what runs: it is interrupted after the commit, and cancelled when it has stopped."""
         tx.run(sql.REQUEST_CANCEL_IF_LEASED, json_text(seqs), tx.now_ms, tx.number)
 
         def ask() -> None:
             for attempt in filter(None, map(self.running.find, seqs)):
-                attempt.interrupt(JobCancelled("the job was cancelled"), self._clock.boot_ms() + self._cancel_grace_ms)
+                why = reason or JobCancelled("the job was cancelled")
+                attempt.interrupt(why, self._clock.boot_ms() + self._cancel_grace_ms)
 
         tx.on_commit(ask)
 

@@ -10,6 +10,7 @@ import msgspec
 
 from miniflow import rule_statements as ruled
 from miniflow import statements as sql
+from miniflow.errors import JobReplaced
 from miniflow.gates import Gate
 from miniflow.rules import gate_in_words, key_gate
 from miniflow.writer import Transaction, json_text
@@ -27,6 +28,7 @@ DEEP = 256
 
 SKIPPED = "skipped: the slots of {gate} were taken when its turn came"
 SUPERSEDED = "superseded: a newer job waits for {gate}"
+STOPPED = "replaced: a newer job wanted its slot of {gate}"
 REPLACED = "cancelled before it began: a newer job wanted its slot of {gate}"
 
 
@@ -84,6 +86,7 @@ class RuledClaim:
         self._cancel: list[tuple[int, str]] = []
         self._newest: set[Gate] = set()
         self._stop: set[int] = set()
+        self._crowded: dict[Gate, list[int]] = {}
         self._heads: dict[int, list[Candidate]] = {}
         self._from: dict[int, Gate] = {}
         self._look_at_heads(queues)
@@ -232,10 +235,14 @@ class RuledClaim:
             self._make_room(row, gate)
 
     def _make_room(self, row: Candidate, gate: Gate) -> None:
-        """The oldest of those who hold the gate's slots, and are older than this one, is to stop."""
+        """The oldest of those who hold the gate's slots, and are older than this one, is to stop. Where all of them are stopping
+        already, the oldest of those who wait for the slots makes room: what it waits for is this one's now."""
         older = sorted(seq for seq, gates in self._gates.holds.items() if gate in gates and seq < row.seq)
         asked = self._stop | self._jobs.asked_to_stop()
-        self._stop.update([seq for seq in older if seq not in asked][:1])
+        found = [seq for seq in older if seq not in asked][:1]
+        self._stop.update(found)
+        if not found and row.seq not in self._from:  # it comes now, and has not waited here already
+            self._crowded.setdefault(gate, []).append(row.seq)
 
     # ----------------------------------------------------------------------------------------------------------- writing
 
@@ -253,11 +260,17 @@ class RuledClaim:
         for gate in self._newest:
             older = [seq for (seq,) in tx.run(ruled.BLOCKED_AT, gate.id)][:-1]
             self._cancel += [(seq, SUPERSEDED.format(gate=gate_in_words(gate.id))) for seq in older]
+        for gate, newer in self._crowded.items():
+            waiting = [seq for (seq,) in tx.run(ruled.BLOCKED_AT, gate.id)]
+            for seq in sorted(newer):
+                if waiting and waiting[0] < seq:
+                    self._cancel.append((waiting.pop(0), REPLACED.format(gate=gate_in_words(gate.id))))
         self._stop_holders()
         if self._cancel:
             self._jobs.cancel_by_rule(tx, self._cancel)
         self._take, self._block, self._cancel = [], [], []
         self._newest.clear()
+        self._crowded.clear()
 
     def _stop_holders(self) -> None:
         """Those that have begun are asked; those that have not are cancelled."""
@@ -277,5 +290,7 @@ class RuledClaim:
             self._taken -= idle
             self._unseen_gates = True
         if self._stop - idle:
-            jobs.ask_to_stop(tx, sorted(self._stop - idle))
+            for seq in sorted(self._stop - idle):
+                gates = self._gates.holds[seq]
+                jobs.ask_to_stop(tx, [seq], JobReplaced(STOPPED.format(gate=gate_in_words(gates[-1].id))))
         self._stop.clear()

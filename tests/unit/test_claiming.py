@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from miniflow import task
 from miniflow.control import QueueChange, TaskChange, change_queue, change_task
 from miniflow.engine import Engine
+from miniflow.errors import JobCancelled
+from miniflow.explain import explain
 from miniflow.registry import Registry, collecting
 from miniflow.states import State
 from tests.engines import (
@@ -210,6 +213,38 @@ def test_cancel_running_asks_the_one_that_has_the_slot_to_stop(engines: Engines)
 
     assert states(engine, [first, second]) == ["cancelled", "completed"]
     assert began == [1, 2]
+    said = "replaced: a newer job wanted its slot of key 'a' of task report"
+    assert row(engine.database.path, first).last_error == said
+    told = verb(engine, explain(engine.jobs, engine.roster, engine.clock, first))
+    assert told.reasons[0].text.endswith(f": {said}")
+    assert "asked for" not in told.reasons[0].text
+
+
+def test_cancel_running_lets_the_newest_have_the_slot_of_one_that_takes_its_time_to_stop(engines: Engines) -> None:
+    own, gate, began = Registry(), engines.gate(), list[int]()
+    with collecting(own):
+
+        @task(concurrency_key="key", on_conflict="cancel_running")
+        def deaf(n: int, key: str) -> int:
+            began.append(n)
+            while n == 1:
+                with suppress(JobCancelled):
+                    gate.pass_through()
+                    break
+            return n
+
+    engine = engines(own, workers=2, stop_grace=60)
+    first = submit(engine, "deaf", {"n": 1, "key": "a"})
+    gate.wait_for_arrival()
+    others = [submit(engine, "deaf", {"n": n, "key": "a"}) for n in range(2, 6)]
+    for one in others[:-1]:
+        wait_for_state(engine.database.path, one, State.CANCELLED)
+    gate.open()
+    wait_for_ends(engine.database.path)
+
+    assert states(engine, [first, *others])[1:] == ["cancelled"] * 3 + ["completed"]
+    assert began == [1, 5]
+    assert "a newer job wanted its slot" in (row(engine.database.path, others[0]).last_error or "")
 
 
 def test_a_job_that_waits_for_a_skipped_one_is_told(engines: Engines, journal: Journal) -> None:
