@@ -7,6 +7,7 @@ A child that has died, was stopped, or has something of its job's left running i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import subprocess
@@ -33,6 +34,8 @@ from miniflow.executors.tree import Tree
 from miniflow.executors.turns import Turns
 from miniflow.executors.warden import Warden
 
+log = logging.getLogger("miniflow.processes")
+
 WEIGH_EVERY_MS = 1_000  # between two looks at the size of a child
 
 
@@ -58,6 +61,12 @@ class Processes:
         with self._lock:
             if self._closed:
                 raise OSError(errno.ECANCELED, "the server stops")
+            if self._warden is not None and not self._warden.there:
+                log.warning(
+                    "the process that ends jobs' processes when the server is killed has ended; another is started"
+                )
+                self._warden.dismiss()
+                self._warden = None
             if self._warden is None:
                 self._warden = Warden(self._mark)
             self.started_total += 1

@@ -1,7 +1,8 @@
 """Ends the processes of jobs when their server has died without doing so.
 
 A process of its own, since the server cannot: ``kill -9`` leaves it no time. It waits for the end of its standard input, which
-the server holds open, and then ends everything that carries the server's mark. After a stop in order it finds nothing.
+the server holds open, and then ends everything that carries the server's mark, or descends from that. After a stop in order it
+finds nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Warden:
     def __repr__(self) -> str:
         return f"<Warden process {self._process.pid}>"
 
+    @property
+    def there(self) -> bool:
+        return self._process.poll() is None
+
     def dismiss(self) -> None:
         """The server has ended its processes itself."""
         self._stdin.close()
@@ -64,7 +69,7 @@ def main() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     for look in range(LOOKS):
-        found = tree.marked(lambda found: found.startswith(f"{mark}."))
+        found = _left(mark)
         groups = set()
         for process in found:
             groups.add(_group(process.pid))
@@ -79,6 +84,30 @@ def main() -> None:
         time.sleep(LOOK_S)
     if os.getppid() != server:  # it was not dismissed
         packaged.remove_unpacked()
+
+
+def _left(mark: str) -> list[psutil.Process]:
+    """What carries the server's mark, and what descends from that: one may have an environment of its own. They are stopped where
+    they are found, so that none of them is left without its parent, and unfound, by the end of that."""
+    found: dict[int, psutil.Process] = {}
+    while True:
+        families = [[one, *_descendants(one)] for one in tree.marked(lambda other: other.startswith(f"{mark}."))]
+        new = {one.pid: one for family in families for one in family if one.pid not in found}
+        if not new:
+            return list(found.values())
+        for one in new.values():
+            try:
+                one.suspend()
+            except (psutil.Error, OSError):  # it has ended
+                pass
+        found |= new
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:  # it has ended
+        return []
 
 
 def _group(pid: int) -> int | None:

@@ -41,6 +41,11 @@ argv = "trap '' TERM; sleep 600 & sleep 600 & touch {{folder}}/ready; wait; slee
 shell = true
 max_retries = 0
 
+[commands.wanderer]
+argv = "setsid env -i /bin/sleep 600 & touch {{folder}}/ready; wait; sleep 600"
+shell = true
+max_retries = 0
+
 [commands.daemon]
 argv = "sleep 600 & echo '{{{{\\"left\\": 1}}}}'"
 shell = true
@@ -375,11 +380,10 @@ def test_a_gigabyte_of_output_is_read_and_the_log_keeps_its_limit(client: httpx.
 def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     """Two seconds after ``kill -9`` nothing is left, not even what had left the group."""
     (tmp_path / "miniflow.toml").write_text(COMMANDS)
-    with Server(tmp_path, TASKS, processes=4, stop_grace=0.2) as server, server.client() as client:
-        notes = [tmp_path / name for name in ("a", "b", "c", "d")]
-        for folder, task in zip(
-            notes, ["with_grandchildren", "spinning_process", "deaf_family", "ignoring_sigterm"], strict=True
-        ):
+    tasks = ["with_grandchildren", "spinning_process", "deaf_family", "ignoring_sigterm", "wanderer"]
+    with Server(tmp_path, TASKS, processes=5, stop_grace=0.2) as server, server.client() as client:
+        notes = [tmp_path / name for name in ("a", "b", "c", "d", "e")]
+        for folder, task in zip(notes, tasks, strict=True):
             folder.mkdir()
             submit(client, task, {"folder": str(folder)})
         wait_until(lambda: all(list(folder.iterdir()) for folder in notes), 20, "all jobs to run")
@@ -401,6 +405,26 @@ def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
             everything_ended(again, 20)
         assert server.terminate(20) == 0
         check_invariants(server.db, stopped=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="finds it by its command line")
+def test_who_ends_what_a_killed_server_leaves_is_replaced_if_it_is_killed_itself(tmp_path: Path) -> None:
+    (tmp_path / "miniflow.toml").write_text(COMMANDS)
+    with Server(tmp_path, TASKS, processes=2, stop_grace=0.2) as server, server.client() as client:
+        before, after = tmp_path / "before", tmp_path / "after"
+        for folder in (before, after):
+            folder.mkdir()
+        submit(client, "deaf_family", {"folder": str(before)})
+        wait_until((before / "ready").exists, 20, "the first program")
+        (warden,) = [one for one in family(server) if "_warden" in one.cmdline()]
+        warden.kill()
+        wait_until(lambda: not is_alive(warden), 10, "it to end")
+        submit(client, "deaf_family", {"folder": str(after)})
+        wait_until((after / "ready").exists, 20, "the second program")
+        assert "has ended; another is started" in server.output()
+        server.kill9()
+        wait_until(lambda: sleeping_below("sleep 600"), 2, "all of them to end", until=lambda left: not left)
+        check_invariants(server.db)
 
 
 def test_a_stop_ends_all_processes_and_returns_their_jobs(tmp_path: Path) -> None:
