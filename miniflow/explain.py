@@ -331,8 +331,15 @@ class _Explaining:
             reasons.append(Reason(code="cancelling", text=text))
             return reasons, "It is cancelled when it has stopped"
         if row.timeout_ms:
-            ends = rfc3339((row.started_at or self._tx.now_ms) + row.timeout_ms)
-            return reasons, f"It is stopped if it has not ended by {ends}"
+            ends_ms = (row.started_at or self._tx.now_ms) + row.timeout_ms
+            if ends_ms > self._tx.now_ms:
+                return reasons, f"It is stopped if it has not ended by {rfc3339(ends_ms)}"
+            text = f"it is over its timeout since {rfc3339(ends_ms)}, was asked to stop, and has not ended yet"
+            reasons.append(Reason(code="timed_out", text=text))
+            return (
+                reasons,
+                "The attempt has failed when it has stopped; when stop_grace is over it is killed, or given up as a thread",
+            )
         return reasons, "It has no timeout"
 
     def _ended(self) -> tuple[list[Reason], str]:

@@ -292,6 +292,19 @@ def test_a_running_job_and_one_that_was_asked_to_stop(engines: Engines, gate: Ga
     assert codes(engine, job) == ["running", "cancelling"]
 
 
+def test_a_running_job_that_is_over_its_timeout(engines: Engines, gate: Gate) -> None:
+    clock = FakeClock()
+    engine = engines(tasks(gate), workers=1, clock=clock)
+    job = submit(engine, "hold", timeout=60)
+    gate.wait_for_arrival()
+    wait_for_state(engine.database.path, job, State.RUNNING)
+    engine.supervisor.stop()  # which would stop it
+    clock.advance(61_000)
+    assert codes(engine, job) == ["running", "timed_out"]
+    assert why(engine, job).next.startswith("The attempt has failed when it has stopped; ")
+    assert "is over its timeout since" in why(engine, job).text
+
+
 def test_a_running_job_that_is_stalled(engines: Engines, gate: Gate) -> None:
     clock = FakeClock()
     engine = engines(tasks(gate), workers=1, clock=clock)
