@@ -266,8 +266,8 @@ def info_page(
         name.align("left", names)
         blocks = bar(queue.queued, largest, room, plain=ascii_only)
         line = Text.assemble(name, "  ", f"{queue.queued:>{digits},} ", (blocks, words.STYLES["queued"]))
-        if not queue.served:
-            line.append(" not served", "yellow")
+        if queue.paused_at or not queue.served:
+            line.append(" paused" if queue.paused_at else " not served", "yellow")
         lines.append(fitting(line, width))
     lines += [*_totals(queues, width), Text(), *_workers(workers, width)]
     return lines

@@ -32,7 +32,7 @@ from miniflow.executors.outbox import Outbox
 from miniflow.executors.output import Output
 from miniflow.executors.tree import Tree
 from miniflow.executors.turns import Turns
-from miniflow.executors.warden import Warden
+from miniflow.executors.warden import Warden, folders_of
 
 log = logging.getLogger("miniflow.processes")
 
@@ -45,6 +45,7 @@ class Processes:
     def __init__(self, clock: Clock, *, grace_ms: int, niceness: int) -> None:
         self.clock, self.grace_ms, self._niceness = clock, grace_ms, Niceness(niceness)
         self._mark = secrets.token_hex(8)
+        self.folders = folders_of(self._mark)
         self._lock = threading.Lock()
         self._closed = False
         self._warden: Warden | None = None

@@ -83,7 +83,7 @@ class CommandExecutor:
         """The program's result. Raises CommandFailed, CommandRefused, ProcessDied, or the JobInterrupted that stopped it."""
         program = job.spec.program
         assert program is not None
-        with tempfile.TemporaryDirectory(prefix="miniflow-") as folder:
+        with tempfile.TemporaryDirectory(prefix=self._processes.folders) as folder:
             result_file = Path(folder) / "result.json"
             running = self._start(job, program, result_file)
             try:

@@ -8,10 +8,13 @@ finds nothing.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import IO
 
 import psutil
@@ -22,6 +25,11 @@ from miniflow.executors import tree
 COMMAND = "_warden"
 LOOKS, LOOK_S = 200, 0.02
 LOOKS_AT_LEAST = 5  # a process that was just being started shows up a moment later
+
+
+def folders_of(mark: str) -> str:
+    """What the names of temporary folders begin with that go with the processes of a server."""
+    return f"miniflow-{mark}-"
 
 
 class Warden:
@@ -82,6 +90,8 @@ def main() -> None:
         if not found and look >= LOOKS_AT_LEAST:
             break
         time.sleep(LOOK_S)
+    for folder in Path(tempfile.gettempdir()).glob(f"{folders_of(mark)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
     if os.getppid() != server:  # it was not dismissed
         packaged.remove_unpacked()
 

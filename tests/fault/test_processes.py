@@ -377,10 +377,12 @@ def test_a_gigabyte_of_output_is_read_and_the_log_keeps_its_limit(client: httpx.
 # ------------------------------------------------------------------------------------------------------- the server's end
 
 
-def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seconds after ``kill -9`` nothing is left, not even what had left the group."""
     (tmp_path / "miniflow.toml").write_text(COMMANDS)
+    (folders := tmp_path / "folders").mkdir()
     tasks = ["with_grandchildren", "spinning_process", "deaf_family", "ignoring_sigterm", "wanderer"]
+    monkeypatch.setenv("TMPDIR", str(folders))
     with Server(tmp_path, TASKS, processes=5, stop_grace=0.2) as server, server.client() as client:
         notes = [tmp_path / name for name in ("a", "b", "c", "d", "e")]
         for folder, task in zip(notes, tasks, strict=True):
@@ -398,6 +400,7 @@ def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
             2, "all of them to end", until=lambda left: not left,
         )  # fmt: skip
         assert left == []
+        wait_until(lambda: list(folders.iterdir()), 2, "the folders of commands to go", until=lambda left: not left)
         server.restart()
         with server.client() as again:
             for job in again.get("/api/v1/jobs").json()["items"]:
