@@ -62,20 +62,34 @@ class Processes:
         with self._lock:
             if self._closed:
                 raise OSError(errno.ECANCELED, "the server stops")
-            if self._warden is not None and not self._warden.there:
-                log.warning(
-                    "the process that ends jobs' processes when the server is killed has ended; another is started"
-                )
-                self._warden.dismiss()
-                self._warden = None
-            if self._warden is None:
-                self._warden = Warden(self._mark)
+            self._have_warden()
             self.started_total += 1
             mark = f"{self._mark}.{self.started_total}"
             starting = self._starter.submit(Tree, argv, mark=mark, stands_back=self._niceness.by > 0, **options)
         started = starting.result()
         self._niceness.give(started.pid)
         return started
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a warden."""
+        warden = self._warden
+        return warden is not None and warden.there
+
+    def keep_watched(self) -> None:
+        """For a job that begins in a process that there is already. OSError if no warden can be started."""
+        with self._lock:
+            if not self._closed:
+                self._have_warden()
+
+    def _have_warden(self) -> None:
+        """One that takes the place of another finds by itself what runs already: all of it carries the server's mark."""
+        if self._warden is not None and not self._warden.there:
+            log.warning("the process that ends jobs' processes when the server is killed has ended; another is started")
+            self._warden.dismiss()
+            self._warden = None
+        if self._warden is None:
+            self._warden = Warden(self._mark)
 
     def close(self) -> None:
         """All of them have been ended."""
@@ -182,6 +196,7 @@ class Children:
 
     def acquire(self) -> Child:
         """One that is ready, or a new one. OSError if none can be started."""
+        self.processes.keep_watched()
         while (child := self._pop()) is not None:
             if not child.tree.exited() and child.generation == self._generation:
                 return child
@@ -195,6 +210,7 @@ class Children:
             or not child.ready
             or child.stale
             or child.generation != self._generation
+            or not self.processes.watched  # the next one that is acquired brings a warden
             or self.processes.clock.boot_ms() >= child.weigh_at_ms
         ):
             return 0

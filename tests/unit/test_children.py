@@ -73,3 +73,32 @@ def test_a_child_outlives_the_worker_that_started_it(tmp_path: Path) -> None:
     assert isinstance(answers[0], Failed)
     warm.discard(child)
     processes.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="finds it by its command line")
+def test_a_warden_that_was_killed_is_replaced_before_a_warm_child_takes_a_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wardens() -> list[psutil.Process]:
+        return [one for one in psutil.Process().children() if "_warden" in one.cmdline()]
+
+    processes = Processes(SystemClock(), grace_ms=100, niceness=0)
+    warm = Children(processes, lambda: children.hello(str(tmp_path), debug=False), jobs_max=10, memory_max=10**9)
+    child = warm.acquire()
+    child.ready, child.weigh_at_ms = True, SystemClock().boot_ms() + 600_000
+    ahead = warm.jobs_ahead(child)
+    (warden,) = wardens()
+    warden.kill()
+    wait_until(lambda: not processes.watched, what="its end to be seen")
+    assert warm.jobs_ahead(child) == 0  # none begins past it
+    warm.release(child)
+
+    assert warm.acquire() is child
+    (another,) = wardens()
+    assert another.pid != warden.pid
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "has ended; another is started" in caplog.text
+    assert warm.jobs_ahead(child) == ahead
+    warm.discard(child)
+    processes.close()
+    assert not wardens()
