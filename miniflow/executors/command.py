@@ -32,7 +32,6 @@ from miniflow.programs import ENV_CHARS_MAX, Program, environment
 SETTLE_S = 0.2
 """How long the pipes of a program that has ended are waited for where they cannot be looked into."""
 REST_CHUNKS_MAX = 64
-NO_FILE = "the program has left something at MINIFLOW_RESULT_FILE that is no regular file"
 
 
 class CommandFailed(MiniFlowError):
@@ -83,7 +82,8 @@ class CommandExecutor:
         """The program's result. Raises CommandFailed, CommandRefused, ProcessDied, or the JobInterrupted that stopped it."""
         program = job.spec.program
         assert program is not None
-        with tempfile.TemporaryDirectory(prefix=self._processes.folders) as folder:
+        # A folder that the program has made hard to remove, or that a daemon of its still writes to, is no failure of the job.
+        with tempfile.TemporaryDirectory(prefix=self._processes.folders, ignore_cleanup_errors=True) as folder:
             result_file = Path(folder) / "result.json"
             running = self._start(job, program, result_file)
             try:
@@ -277,20 +277,33 @@ def _result(job: Job, result_file: Path, last: bytes) -> str | None:
 def _read_file(path: Path, limit: int) -> tuple[int, bytes]:
     """The size of what a program has left there, and that itself if it is no more than ``limit`` bytes. No link is followed, no
     pipe waited for, and of a file without end no more is read. BadResult for what is no file."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise BadResult(NO_FILE)
     try:
+        _check_is_file(path.lstat().st_mode)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise
     except OSError as exc:
         raise BadResult(
             f"what the program wrote to MINIFLOW_RESULT_FILE cannot be read: {exc.strerror or exc}"
         ) from None
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise BadResult(NO_FILE)
+        _check_is_file(found.st_mode)  # what was looked at and what was opened need not be the same
         data = file.read(limit + 1)
     return max(found.st_size, len(data)), data if len(data) <= limit else b""
+
+
+def _check_is_file(mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISLNK, "a link"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    found = next((words for is_one, words in kinds if is_one(mode)), "a device")
+    raise BadResult(f"the program has left {found} at MINIFLOW_RESULT_FILE, where only a regular file is read")
 
 
 def _is_json(data: bytes) -> bool:

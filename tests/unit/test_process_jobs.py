@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -265,6 +266,8 @@ COMMANDS: dict[str, Any] = {
     "leave_pipe": {"argv": ["sh", "-c", "mkfifo $MINIFLOW_RESULT_FILE"]},
     "leave_link": {"argv": ["sh", "-c", "ln -s /dev/zero $MINIFLOW_RESULT_FILE"]},
     "leave_folder": {"argv": ["sh", "-c", "mkdir $MINIFLOW_RESULT_FILE"]},
+    "replace_folder": {"argv": ["sh", "-c", "d=$(dirname $MINIFLOW_RESULT_FILE); rmdir $d; echo 1 > $d"]},
+    "remove_folder": {"argv": ["sh", "-c", "rmdir $(dirname $MINIFLOW_RESULT_FILE); echo 5"]},
     "exit": {
         "argv": [*script("import sys; print('last words'); sys.exit(int(sys.argv[1]))"), "{code}"],
         "success": [0, 3],
@@ -657,11 +660,25 @@ def test_the_result_file_comes_before_the_last_line(engine: Engine) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has none of these")
-@pytest.mark.parametrize("task", ["leave_pipe", "leave_link", "leave_folder"])
-def test_what_is_left_in_place_of_a_result_file_is_not_opened(engine: Engine, task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [("leave_pipe", "a named pipe"), ("leave_link", "a link"), ("leave_folder", "a folder")],
+)
+def test_what_is_left_in_place_of_a_result_file_is_not_opened_but_named(engine: Engine, task: str, found: str) -> None:
     ended = end(engine, task)
     assert ended.state == State.DEAD_LETTER
-    assert "left something at MINIFLOW_RESULT_FILE that is no regular file" in (ended.last_error or "")
+    assert f"left {found} at MINIFLOW_RESULT_FILE, where only a regular file is read" in (ended.last_error or "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such programs")
+def test_the_folder_of_a_result_file_may_be_gone_or_be_none_any_more(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what is no folder any more is not removed
+    assert result(engine, "remove_folder") == 5
+    ended = end(engine, "replace_folder")
+    assert ended.state == State.DEAD_LETTER
+    assert "MINIFLOW_RESULT_FILE cannot be read: Not a directory" in (ended.last_error or "")
 
 
 def test_a_result_file_that_is_no_json_fails_for_good(engine: Engine) -> None:
