@@ -13,6 +13,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from miniflow.executors.warden import Warden, folders_of
 
 log = logging.getLogger("miniflow.processes")
 
+WARDEN_LIVES_S = 1.0  # at least, for another to follow it at once
 WEIGH_EVERY_MS = 1_000  # between two looks at the size of a child
 
 
@@ -89,7 +91,21 @@ class Processes:
             self._warden.dismiss()
             self._warden = None
         if self._warden is None:
-            self._warden = Warden(self._mark)
+            self._warden = warden = Warden(self._mark)
+            threading.Thread(target=self._succeed, args=(warden,), name="miniflow-warden", daemon=True).start()
+
+    def _succeed(self, warden: Warden) -> None:
+        """Another one as soon as it has ended: jobs may run for long, and none begin. Not of one that cannot even begin: that
+        would go on and on, and the next job tries it again."""
+        since = time.monotonic()
+        warden.wait()
+        with self._lock:
+            if self._closed or self._warden is not warden or time.monotonic() < since + WARDEN_LIVES_S:
+                return
+            try:
+                self._have_warden()
+            except OSError:  # the next job tries again, and fails if it cannot be
+                pass
 
     def close(self) -> None:
         """All of them have been ended."""

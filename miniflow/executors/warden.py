@@ -58,6 +58,10 @@ class Warden:
     def there(self) -> bool:
         return self._process.poll() is None
 
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait()
+
     def dismiss(self) -> None:
         """The server has ended its processes itself."""
         self._stdin.close()

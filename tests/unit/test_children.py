@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -75,13 +76,15 @@ def test_a_child_outlives_the_worker_that_started_it(tmp_path: Path) -> None:
     processes.close()
 
 
+def wardens() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if one.status() != "zombie" and "_warden" in one.cmdline()]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="finds it by its command line")
 def test_a_warden_that_was_killed_is_replaced_before_a_warm_child_takes_a_job(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wardens() -> list[psutil.Process]:
-        return [one for one in psutil.Process().children() if "_warden" in one.cmdline()]
-
+    monkeypatch.setattr(children, "WARDEN_LIVES_S", 3600.0)  # none follows it at once
     processes = Processes(SystemClock(), grace_ms=100, niceness=0)
     warm = Children(processes, lambda: children.hello(str(tmp_path), debug=False), jobs_max=10, memory_max=10**9)
     child = warm.acquire()
@@ -102,3 +105,22 @@ def test_a_warden_that_was_killed_is_replaced_before_a_warm_child_takes_a_job(
     warm.discard(child)
     processes.close()
     assert not wardens()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="finds it by its command line")
+def test_a_warden_that_was_killed_is_replaced_though_no_job_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "WARDEN_LIVES_S", 0.0)
+    processes = Processes(SystemClock(), grace_ms=100, niceness=0)
+    running = processes.start([sys.executable, "-c", "input()"], env=dict(os.environ), stdin=subprocess.PIPE)
+    (warden,) = wardens()
+    warden.kill()
+    wait_until(lambda: "has ended; another is started" in caplog.text and processes.watched, what="another one")
+    (another,) = wardens()
+    assert another.pid != warden.pid
+    with running.process:  # closes its pipes
+        running.end()
+    processes.close()
+    assert not wardens()
+    assert len(caplog.records) == 1  # one that is dismissed is not followed
