@@ -16,7 +16,7 @@ from miniflow import rule_statements as sql
 from miniflow import subworkflow_statements as subworkflow_sql
 from miniflow import workflow_statements as workflow_sql
 from miniflow.clock import Clock, rfc3339
-from miniflow.errors import NotFound
+from miniflow.errors import JobReplaced, NotFound
 from miniflow.function_queries import waits_for
 from miniflow.function_statements import AWAITED_BY_JOB
 from miniflow.gates import Gate
@@ -251,9 +251,12 @@ class _Explaining:
         holders = sorted(seq for seq, gates in self._jobs.rules.gates.holds.items() if gate in gates)
         ids = [job_id for job_id, _ in self._tx.run(sql.JOBS_BY_SEQ, json_text(holders[:NAMED_MAX]))]
         more = f" and {len(holders) - len(ids):,} more" if len(holders) > len(ids) else ""
+        asked = len(self._jobs.asked_to_stop().intersection(holders))
+        stopping = f", {'which' if len(holders) == 1 else f'{asked:,} of which'} {'was' if asked == 1 else 'were'} asked to stop"
         text = (
             f"{gate.held:,} of {gate.at_once:,} {'slot' if gate.at_once == 1 else 'slots'} of {gate_in_words(gate.id)} "
-            f"{'is' if gate.held == 1 else 'are'} held by {', '.join(ids)}{more}{self._before_it_at(gate)}"
+            f"{'is' if gate.held == 1 else 'are'} held by {', '.join(ids)}{more}{stopping if asked else ''}"
+            f"{self._before_it_at(gate)}"
         )
         return Reason(code="slots_taken", text=text, jobs=ids)
 
@@ -327,7 +330,10 @@ class _Explaining:
             text = f"it is stalled since {rfc3339(row.stalled_at)}: silent for longer than its heartbeat"
             reasons.append(Reason(code="stalled", text=text))
         if row.cancel_requested_at is not None:
-            text = f"it was asked to stop at {rfc3339(row.cancel_requested_at)} and has not ended yet"
+            asked = self._jobs.running.find(row.seq)
+            pending = None if asked is None else asked.pending
+            why = f" ({pending})" if isinstance(pending, JobReplaced) else ""
+            text = f"it was asked to stop at {rfc3339(row.cancel_requested_at)}{why} and has not ended yet"
             reasons.append(Reason(code="cancelling", text=text))
             return reasons, "It is cancelled when it has stopped"
         if row.timeout_ms:

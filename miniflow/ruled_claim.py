@@ -28,8 +28,8 @@ DEEP = 256
 
 SKIPPED = "skipped: the slots of {gate} were taken when its turn came"
 SUPERSEDED = "superseded: a newer job waits for {gate}"
-STOPPED = "replaced: a newer job wanted its slot of {gate}"
-REPLACED = "cancelled before it began: a newer job wanted its slot of {gate}"
+STOPPED = "replaced: newer job {newer} wanted its slot of {gate}"
+REPLACED = "cancelled before it began: newer job {newer} wanted its slot of {gate}"
 
 
 class Candidate(msgspec.Struct, array_like=True, gc=False):
@@ -85,7 +85,7 @@ class RuledClaim:
         self._block: list[tuple[int, str]] = []
         self._cancel: list[tuple[int, str]] = []
         self._newest: set[Gate] = set()
-        self._stop: set[int] = set()
+        self._stop: dict[int, int] = {}  # and for which one
         self._crowded: dict[Gate, list[int]] = {}
         self._heads: dict[int, list[Candidate]] = {}
         self._from: dict[int, Gate] = {}
@@ -238,9 +238,9 @@ class RuledClaim:
         """The oldest of those who hold the gate's slots, and are older than this one, is to stop. Where all of them are stopping
         already, the oldest of those who wait for the slots makes room: what it waits for is this one's now."""
         older = sorted(seq for seq, gates in self._gates.holds.items() if gate in gates and seq < row.seq)
-        asked = self._stop | self._jobs.asked_to_stop()
+        asked = self._stop.keys() | self._jobs.asked_to_stop()
         found = [seq for seq in older if seq not in asked][:1]
-        self._stop.update(found)
+        self._stop.update((seq, row.seq) for seq in found)
         if not found and row.seq not in self._from:  # it comes now, and has not waited here already
             self._crowded.setdefault(gate, []).append(row.seq)
 
@@ -264,7 +264,8 @@ class RuledClaim:
             waiting = [seq for (seq,) in tx.run(ruled.BLOCKED_AT, gate.id)]
             for seq in sorted(newer):
                 if waiting and waiting[0] < seq:
-                    self._cancel.append((waiting.pop(0), REPLACED.format(gate=gate_in_words(gate.id))))
+                    words = REPLACED.format(newer=self._id_of(seq), gate=gate_in_words(gate.id))
+                    self._cancel.append((waiting.pop(0), words))
         self._stop_holders()
         if self._cancel:
             self._jobs.cancel_by_rule(tx, self._cancel)
@@ -280,17 +281,22 @@ class RuledClaim:
         held = jobs.readahead.take_back(lambda row: row.seq in self._stop)
         if held:
             tx.on_rollback(lambda: jobs.readahead.push(held))
-        idle = {row.seq for row in held} | self._stop & self._taken
-        reason = {seq: self._gates.holds[seq] for seq in idle}
+        idle = {row.seq for row in held} | self._stop.keys() & self._taken
+        reason = {seq: self._why(REPLACED, seq) for seq in idle}
         if idle:
             self._gates.let_go(tx, idle)
             tx.run(sql.UNCLAIM_IF_QUEUED, json_text(sorted(idle)))
-            self._cancel += [(seq, REPLACED.format(gate=gate_in_words(gates[-1].id))) for seq, gates in reason.items()]
+            self._cancel += reason.items()
             self.left += len(idle & self._taken)
             self._taken -= idle
             self._unseen_gates = True
-        if self._stop - idle:
-            for seq in sorted(self._stop - idle):
-                gates = self._gates.holds[seq]
-                jobs.ask_to_stop(tx, [seq], JobReplaced(STOPPED.format(gate=gate_in_words(gates[-1].id))))
+        for seq in sorted(self._stop.keys() - idle):
+            jobs.ask_to_stop(tx, [seq], JobReplaced(self._why(STOPPED, seq)))
         self._stop.clear()
+
+    def _why(self, words: str, seq: int) -> str:
+        """What a holder is told of the job that it makes room for."""
+        return words.format(newer=self._id_of(self._stop[seq]), gate=gate_in_words(self._gates.holds[seq][-1].id))
+
+    def _id_of(self, seq: int) -> str:
+        return str(self._tx.run(ruled.JOBS_BY_SEQ, json_text([seq]))[0][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import suppress
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_cancel_running_asks_the_one_that_has_the_slot_to_stop(engines: Engines)
 
     assert states(engine, [first, second]) == ["cancelled", "completed"]
     assert began == [1, 2]
-    said = "replaced: a newer job wanted its slot of key 'a' of task report"
+    said = f"replaced: newer job {second} wanted its slot of key 'a' of task report"
     assert row(engine.database.path, first).last_error == said
     told = verb(engine, explain(engine.jobs, engine.roster, engine.clock, first))
     assert told.reasons[0].text.endswith(f": {said}")
@@ -239,12 +240,17 @@ def test_cancel_running_lets_the_newest_have_the_slot_of_one_that_takes_its_time
     others = [submit(engine, "deaf", {"n": n, "key": "a"}) for n in range(2, 6)]
     for one in others[:-1]:
         wait_for_state(engine.database.path, one, State.CANCELLED)
+    told = [verb(engine, explain(engine.jobs, engine.roster, engine.clock, one)).text for one in (first, others[-1])]
+    assert f"(replaced: newer job {others[0]} wanted its slot of key 'a' of task deaf) and has not ended yet" in told[0]
+    assert f"is held by {first}, which was asked to stop; it is the next" in told[1]
     gate.open()
     wait_for_ends(engine.database.path)
 
     assert states(engine, [first, *others])[1:] == ["cancelled"] * 3 + ["completed"]
     assert began == [1, 5]
-    assert "a newer job wanted its slot" in (row(engine.database.path, others[0]).last_error or "")
+    for one, newer in itertools.pairwise(others):
+        said = f"cancelled before it began: newer job {newer} wanted its slot of key 'a' of task deaf"
+        assert row(engine.database.path, one).last_error == said
 
 
 def test_a_job_that_waits_for_a_skipped_one_is_told(engines: Engines, journal: Journal) -> None:
