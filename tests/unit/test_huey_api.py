@@ -435,6 +435,8 @@ def test_an_application_runs_its_workers_in_the_process_that_enqueues(tmp_path: 
     assert before.get(blocking=True, timeout=15) == 3
     assert application.start(workers=2) is engine
     assert sums.add(3, 4).get(blocking=True, timeout=5) == 7
+    assert application.start(workers=3).settings.workers == 3, "another number than those that run"
+    assert sums.add(5, 6).get(blocking=True, timeout=15) == 11
     application.close()
     check_invariants(tmp_path / "application.db", stopped=True)
 
