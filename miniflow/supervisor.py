@@ -119,10 +119,12 @@ class Supervisor:
             return
         claimed, reason = attempt.claimed, attempt.pending
         seconds = self._grace_ms / 1000
+        spec = self._registry.find(claimed.task)
+        runner = "a coroutine" if spec is not None and spec.executor == "async" else "a thread"
         words = (
             "its process was killed and has not ended, which only the system can explain (a broken disk?): it was abandoned"
             if attempt.killable
-            else f"it did not stop within {seconds:g} s of being asked, and a thread cannot be killed: "
+            else f"it did not stop within {seconds:g} s of being asked, and {runner} cannot be killed: "
             "it was abandoned and goes on in the background"
         )
         ending: Ending
@@ -131,7 +133,6 @@ class Supervisor:
                 attempt, State.CANCELLED, outcome="cancelled", error_type="JobCancelled", error=f"cancelled; {words}"
             )
         else:
-            spec = self._registry.find(claimed.task)
             stalled = isinstance(reason, JobStalled)
             again = outcome.retries_left(attempt) > 0 and not (stalled and attempt.on_stall == "fail")
             what = str(reason) if stalled else f"timed out after {(claimed.timeout_ms or 0) / 1000:g} s"

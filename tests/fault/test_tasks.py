@@ -249,6 +249,8 @@ def test_a_task_deaf_to_its_timeout_is_given_up_and_what_it_says_later_refused(
     assert job["status"] == "dead_letter"
     assert "timed out after 0.3 s" in job["last_error"]
     assert "abandoned" in job["last_error"]
+    what = "a coroutine" if task == "deaf_async" else "a thread"
+    assert f"{what} cannot be killed" in job["last_error"]
     all_slots_are_free(client)
     gate.touch()
     all_slots_are_free(client)
