@@ -108,10 +108,12 @@ class IdempotencyConflict(MiniFlowError):
 
 
 class NotUnique(MiniFlowError):
-    """There is such a job already, and the submit asked to be rejected then."""
+    """There is such a job already, and the submit asked to be rejected then. ``until``: when the rule's window is over, if it has
+    one; then the job may have ended long ago, and nothing but the window is in the way."""
 
-    def __init__(self, task: str, job_id: str) -> None:
-        super().__init__(f"job {job_id} of task {task} is the same by its `unique` rule; wait for it, or cancel it")
+    def __init__(self, task: str, job_id: str, until: str | None = None) -> None:
+        hint = "; wait for it, or cancel it" if until is None else f", which holds until {until} at the latest"
+        super().__init__(f"job {job_id} of task {task} is the same by its `unique` rule{hint}")
         self.task, self.job_id = task, job_id
 
 

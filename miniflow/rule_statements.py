@@ -133,7 +133,7 @@ META_DELETE = "DELETE FROM meta WHERE key = ?1"
 
 # A question: [the new job's id, key, JSON array of states, created at or after]. The newest row of each state that fits answers.
 SAME_JOBS = """
-SELECT w.value ->> 0, j.id, j.seq
+SELECT w.value ->> 0, j.id, j.seq, j.created_at
 FROM json_each(?1) w CROSS JOIN json_each(w.value -> 2) s CROSS JOIN jobs j NOT INDEXED ON j.seq = (
   SELECT i.seq FROM jobs i INDEXED BY jobs_unique
   WHERE i.unique_key = w.value ->> 1 AND i.state = s.value ORDER BY i.seq DESC LIMIT 1)

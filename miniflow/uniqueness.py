@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from miniflow import rule_statements as sql
+from miniflow.clock import rfc3339
 from miniflow.errors import NotUnique
 from miniflow.model import Accepted, NewJob
 from miniflow.writer import Transaction, json_text
@@ -26,7 +27,7 @@ class SameJobs:
 
     def __init__(self, tx: Transaction, jobs: list[NewJob]) -> None:
         self._tx = tx
-        self._found: dict[str, list[tuple[str, int]]] = {}  # by the new job's id: (id, seq)
+        self._found: dict[str, list[tuple[str, int, int]]] = {}  # by the new job's id: (id, seq, created_at)
         self._fresh: dict[str, NewJob] = {}  # by key: accepted in this transaction
         self._merges: dict[int, tuple[int, str, int | None, int | None, int | None]] = {}
         self.new_rows: dict[str, list[Any]] = {}
@@ -36,8 +37,8 @@ class SameJobs:
             for job in jobs
             if job.same is not None
         ]
-        for job_id, first_id, seq in tx.run(sql.SAME_JOBS, json_text(questions)) if questions else ():
-            self._found.setdefault(job_id, []).append((first_id, seq))
+        for job_id, first_id, seq, created_at in tx.run(sql.SAME_JOBS, json_text(questions)) if questions else ():
+            self._found.setdefault(job_id, []).append((first_id, seq, created_at))
 
     def resolve(self, jobs: list[NewJob]) -> dict[str, Accepted]:
         """What becomes of those of ``jobs`` (one submit, or a batch) for which there is a job already, by their ids. The others
@@ -51,9 +52,11 @@ class SameJobs:
                 if job.same is not None:
                     fresh[job.same.key] = job
                 continue
-            first_id, target = first
+            first_id, target, created_at = first
             if job.same.reject:
-                raise NotUnique(job.task, first_id)
+                within_ms = job.same.within_ms
+                until = None if within_ms is None else rfc3339(created_at + within_ms)
+                raise NotUnique(job.task, first_id, until)
             if job.same.wait_ms is not None:
                 merges.append((job, target))
             merged[job.id] = Accepted(first_id, merged=EXISTING if job.same.wait_ms is None else DEBOUNCED)
@@ -71,13 +74,13 @@ class SameJobs:
         """The jobs that were resolved last are accepted."""
         self._accept()
 
-    def _first(self, job: NewJob, fresh: dict[str, NewJob]) -> tuple[str, NewJob | int] | None:
-        """The newest job that is the same: its id, and itself or its row's number."""
+    def _first(self, job: NewJob, fresh: dict[str, NewJob]) -> tuple[str, NewJob | int, int] | None:
+        """The newest job that is the same: its id, itself or its row's number, and when it was submitted."""
         if job.same is None:
             return None
         mine = fresh.get(job.same.key)
         if mine is not None and mine.state in job.same.states:
-            return mine.id, mine
+            return mine.id, mine, self._tx.now_ms
         return max(self._found.get(job.id, []), key=lambda found: found[1], default=None)
 
     def _merge(self, job: NewJob, target: NewJob | int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from miniflow import rule_statements, task
+from miniflow.clock import rfc3339
 from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest, NotUnique
 from miniflow.model import Accepted
@@ -116,7 +117,19 @@ def test_a_submit_may_ask_to_be_rejected_and_is_told_by_which_job(engine: Engine
     with pytest.raises(NotUnique, match=first.id) as refused:
         accept(engine, "plain", {"a": 1}, unique=Unique(on_conflict="reject"))
     assert refused.value.job_id == first.id
+    assert "wait for it" in str(refused.value)
     assert len(rows(engine.database.path)) == 1
+
+
+def test_who_is_rejected_for_a_window_of_time_is_told_when_it_is_over(engine: Engine, clock: FakeClock) -> None:
+    asked = Unique(within=60, states=["queued", "completed"], on_conflict="reject")
+    until = rfc3339(clock.now_ms() + 60_000)
+    accept(engine, "plain", {"a": 1}, unique=asked)
+    clock.advance(30_000)
+    with pytest.raises(NotUnique) as refused:
+        accept(engine, "plain", {"a": 1}, unique=asked)
+    assert f"until {until} at the latest" in str(refused.value)
+    assert "wait for it" not in str(refused.value), "it may have ended, and nothing comes of that"
 
 
 def test_a_batch_cannot_have_two_of_the_same_either(engine: Engine) -> None:
