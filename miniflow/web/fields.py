@@ -66,7 +66,7 @@ FIELDS: dict[str, str | dict[str, Any]] = {
     "Submission.type": "Another name for `task`; one of the two is needed",
     "Submission.payload": "What the task takes; `GET /api/v1/tasks` has the schema",
     "Submission.queue": "That of the task where it is left out",
-    "Submission.priority": "-1000 to 1000, or `low` (1), `medium` (6), `high` (10)",
+    "Submission.priority": "-1000 to 1000, the highest first: `low` is 1, `medium` 6, `high` 10; else that of the task, or 0",
     "Submission.delay": "Seconds from now before which it is not run; or `run_at`",
     "Submission.run_at": {"description": "When to run it, with a time zone; or `delay`", **TIME},
     "Submission.ttl": "Seconds that it may wait to be begun; after that it is `expired`",

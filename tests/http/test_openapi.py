@@ -241,3 +241,9 @@ def test_it_asks_for_a_token_where_there_is_one_and_only_there(
 
 def test_answers_say_how_long_they_took(client: httpx.Client) -> None:
     assert 0 <= float(client.get("/api/v1/jobs").headers["x-process-time-ms"]) < 30_000
+
+
+def test_the_numbers_behind_the_words_of_a_priority_are_told(document: Json) -> None:
+    told = document["components"]["schemas"]["Submission"]["properties"]["priority"]["description"]
+    for said in ("`low` is 1", "`medium` 6", "`high` 10", "or 0"):
+        assert said in told
