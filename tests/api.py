@@ -99,6 +99,12 @@ def get(client: httpx.Client, job_id: str, wait: float | None = None) -> Json:
     return job
 
 
+def committed(client: httpx.Client) -> None:
+    """What was read in the file is counted, and the next look at the changes begins after it: a moment after the commit both are,
+    and before the next group. Each explanation is one."""
+    assert client.get("/api/v1/jobs/nobody/explain").status_code == 404
+
+
 def end_of(client: httpx.Client, job_id: str, timeout_s: float = 10) -> Json:
     """The job when it has ended."""
     return wait_until(

@@ -77,7 +77,7 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
             thread.join(10)
 
         assert code == 0, server.output()
-        assert took_s < 1 + 3 * PATIENCE, f"took {took_s:.1f} s"
+        assert took_s < 1 + 3, f"took {took_s:.1f} s"
         assert "3 jobs went back to the queue" in server.output()
         assert set(refusals) <= {503}
         check_invariants(server.db, stopped=True)
@@ -195,7 +195,7 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
         server.process.terminate()
 
         assert server.process.wait(10 * PATIENCE) == 0, server.output()
-        assert time.monotonic() - begun < 3 * PATIENCE
+        assert time.monotonic() - begun < 3
     assert {(job["state"], job["attempt"]) for job in rows(server.db).values()} == {("queued", 0)}
     check_invariants(server.db, stopped=True)
 
@@ -218,7 +218,7 @@ def test_clients_that_wait_for_a_job_do_not_hold_up_the_stop(tmp_path: Path) -> 
         begun = time.monotonic()
         assert server.terminate(20) == 0
 
-        assert time.monotonic() - begun < 2 + 3 * PATIENCE
+        assert time.monotonic() - begun < 2 + 3
         assert [json.load(waiter.getresponse())["status"] for waiter in waiters] == ["running"] * 5
 
 
@@ -230,5 +230,5 @@ def test_an_idle_server_stops_at_once(tmp_path: Path) -> None:
 
         assert server.terminate() == 0
 
-        assert time.monotonic() - begun < 2 * PATIENCE
+        assert time.monotonic() - begun < 2
     assert not Path(str(server.db) + "-wal").exists(), "the WAL was not taken in"

@@ -36,6 +36,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 MORE_TASKS = '''
 import gc
+import pathlib
+import time
 
 from miniflow import current_job, task
 
@@ -50,6 +52,19 @@ def report(parts: int = 3, fail_first: bool = False) -> str:
     if fail_first and job.attempt == 1:
         raise ConnectionError("nobody answered")
     return "all done\\n"
+
+
+@task
+def heedless(gate: str) -> None:
+    """Waits for the file ``gate``, and stops then if it was asked to."""
+    asked = None
+    while not pathlib.Path(gate).exists():
+        try:
+            time.sleep(0.01)
+        except BaseException as exc:
+            asked = exc
+    if asked is not None:
+        raise asked
 
 
 @task
@@ -346,9 +361,10 @@ def test_retry_runs_a_dead_letter_again(run: Run, client: httpx.Client, gate: Pa
 
 
 def test_cancelling_a_running_job_says_that_it_was_asked(run: Run, client: httpx.Client, gate: Path) -> None:
-    job_id = submit(client, "hold", {"gate": str(gate)})["id"]
+    job_id = submit(client, "heedless", {"gate": str(gate)})["id"]
     wait_for_status(client, job_id, "running")
     assert run("cancel", job_id).stdout == f"{job_id}  running, asked to stop\n"
+    gate.touch()
     assert end_of(client, job_id)["status"] == "cancelled"
 
 

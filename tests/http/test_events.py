@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
-from tests.api import TASKS, Json, all_ended, assert_problem, end_of, get, submit, wait_for_status
+from tests.api import TASKS, Json, all_ended, assert_problem, committed, end_of, get, submit, wait_for_status
 from tests.servers import Server
 
 LATER = 3600
@@ -85,6 +85,7 @@ def pages(client: httpx.Client, after: str, **params: Any) -> tuple[list[Json], 
 
 
 def now(client: httpx.Client) -> str:
+    committed(client)
     page = client.get(ALL, params={"format": "json"}).json()
     assert page["items"] == []
     return str(page["next_after"])
@@ -192,6 +193,7 @@ def test_a_stream_of_all_begins_now_and_has_each_job_that_changes_until_its_end(
 ) -> None:
     before = submit(client, "add", {"a": 0})["id"]
     end_of(client, before)
+    committed(client)
 
     with server.client() as other, stream(other, ALL) as events:
         beginning(events)
@@ -247,26 +249,24 @@ def test_a_stream_that_is_cut_off_again_and_again_misses_no_jobs_last_state(
 ) -> None:
     made: list[str] = []
     start = now(client)
-    over = threading.Event()
 
     def load() -> None:
         with server.client() as other:
             made.extend(submit(other, *(("add", {"a": n}) if n % 5 else ("bad",)))["id"] for n in range(150))
-        over.set()
 
     thread = threading.Thread(target=load)
     thread.start()
     latest: dict[str, Json] = {}
     ids = [start]
-    while not (over.is_set() and latest.keys() >= set(made) and all("completed_at" in job for job in latest.values())):
-        more = len(latest) + 7
+    while not (len(latest) == 150 and all("completed_at" in job for job in latest.values())):
         with stream(client, ALL, **{how: ids[-1]}) as events:
-            found, new = until(events, lambda found, more=more: len(found) >= 7 or all(  # type: ignore[misc]
+            found, new = until(events, lambda found: len(found) >= 7 or all(
                 "completed_at" in job for job in found.values()))  # fmt: skip
         latest |= found
         ids += new
     thread.join()
 
+    assert latest.keys() == set(made)
     assert ids[1:] == sorted(set(ids[1:]), key=place), "out of order, or twice"
     for job in all_ended(client, made):
         assert latest[job["id"]]["status"] == job["status"]
@@ -293,7 +293,7 @@ def test_programs_without_streams_get_the_same_in_pages(client: httpx.Client) ->
     start = now(client)
     made = [submit(client, "add", {"a": n}, queue="paged")["id"] for n in range(12)]
     all_ended(client, made)
-    submit(client, "add", {"a": 1})
+    end_of(client, submit(client, "add", {"a": 1})["id"])
 
     items, end = pages(client, start, queue="paged", limit=5)
 

@@ -454,9 +454,9 @@ def test_long_payloads_do_not_count_as_jobs(client: httpx.Client) -> None:
 
 def test_get_with_wait_answers_when_the_job_has_ended(client: httpx.Client, tmp_path: Path) -> None:
     job_id, gate = held(client, tmp_path)
+    begun = time.monotonic()
     opener = threading.Timer(0.3, gate.touch)
     opener.start()
-    begun = time.monotonic()
 
     job = get(client, job_id, wait=20)
 

@@ -387,7 +387,7 @@ def test_a_follower_ends_with_the_server(tmp_path: Path) -> None:
             seen: list[Event] = []
             follower = threading.Thread(target=follow)
             follower.start()
-            wait_until(lambda: seen or page(client, job_id), 5, "the first line")
+            wait_until(lambda: list(seen), 5, "the follower to have the first line")
         assert server.terminate(timeout_s=4) == 0, "within uvicorn's own patience of 5 s"
         follower.join(5)
         assert ended.is_set()

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from miniflow import __version__
 from miniflow.metrics import LABELS_MAX, OTHER, Labels
 from miniflow.minutes import COUNTED
-from tests.api import TASKS, Json, all_ended, assert_problem, end_of, submit, wait_for_status
+from tests.api import TASKS, Json, all_ended, assert_problem, committed, end_of, get, submit, wait_for_status
 from tests.engines import fresh_file
 from tests.invariants import read
 from tests.servers import Server
@@ -60,6 +60,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             jobs = [submit(client, "add", {"a": n}) for n in range(3)]
             jobs += [submit(client, "bad"), submit(client, "bad", max_retries=2, retry=[0])]
             all_ended(client, [job["id"] for job in jobs])
+            committed(client)
         yield running
 
 
@@ -142,6 +143,7 @@ def test_counters_are_right_at_once_after_a_kill_and_the_minutes_add_up_to_them(
         with server.client() as client:
             all_ended(client, [submit(client, "add", {"a": n})["id"] for n in range(3)])
             end_of(client, submit(client, "bad", max_retries=1, retry=[0])["id"])
+            committed(client)
             before = Page(client)
         server.kill9()
         server.restart()
@@ -152,6 +154,7 @@ def test_counters_are_right_at_once_after_a_kill_and_the_minutes_add_up_to_them(
             assert after.of("jobs_success_total") == {(): 3}
             assert after.of("job_run_seconds_count") == {}  # histograms begin anew, as those of any process
             end_of(client, submit(client, "add", {"a": 4})["id"])
+            committed(client)
             throughput = client.get("/stats").json()["throughput_per_hour"]
             assert sum(hour["finished"] for hour in throughput) == 4  # at once, and not when it is in the table
             minutes_say_what_happened(client, add=4, bad=1)
@@ -225,8 +228,10 @@ def test_what_waits_and_who_works_is_as_it_is_now(client: httpx.Client, tmp_path
     assert list(page.of("worker_busy").values()) == [1, 1, 1, 1]
     assert (page.one("queue_depth"), page.one("queue_depth_by_queue", queue="mail")) == (2, 2)
     assert page.one("queue_depth_by_queue", queue="default") == 0
-    created = dt.datetime.fromisoformat(waiting[0]["created_at"]).timestamp()
-    now = dt.datetime.fromisoformat(submit(client, "add", {"a": 1}, delay=3600)["created_at"]).timestamp()
+    later = submit(client, "add", {"a": 1}, delay=3600)
+    created, now = (
+        dt.datetime.fromisoformat(get(client, one["id"])["created_at"]).timestamp() for one in (waiting[0], later)
+    )  # of the rows: an answer has the time at which it was made
     assert page.one("queue_oldest_age_seconds", queue="mail") <= now - created
     busy = "miniflow_worker_busy_seconds_total"
     wait_until(lambda: Page(client).one(busy), 5, "seconds of work", until=lambda s: s > before.one(busy))
@@ -236,12 +241,13 @@ def test_what_waits_and_who_works_is_as_it_is_now(client: httpx.Client, tmp_path
 
     gate.touch()
     all_ended(client, [job["id"] for job in (*held, *waiting)])
+    committed(client)
     page = Page(client)
     assert (page.one("queue_depth"), page.one("queue_oldest_age_seconds", queue="mail")) == (0, 0)
 
 
 def test_a_thread_that_was_given_up_is_counted(tmp_path: Path) -> None:
-    deaf = "import time\nfrom miniflow import task\n\n\n@task\ndef deaf() -> None:\n    time.sleep(3)\n"
+    deaf = "import time\nfrom miniflow import task\n\n\n@task\ndef deaf() -> None:\n    time.sleep(60)\n"
     with Server(tmp_path, {"deaf.py": deaf}, stop_grace=0.1, workers=1) as running, running.client() as client:
         end_of(client, submit(client, "deaf", timeout=0.1, max_retries=0)["id"])
         page = wait_until(

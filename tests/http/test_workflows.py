@@ -273,10 +273,13 @@ def test_pause_resume_and_cancel(client: httpx.Client, tmp_path: Path) -> None:
     act(client, workflow, "resume")
     assert end_of(client, workflow)["status"] == "completed"
 
-    (tmp_path / "other").mkdir()
-    other, _ = held(client, tmp_path / "other")
+    begun, gate = tmp_path / "deaf begun", tmp_path / "deaf gate"  # it is running still when the answer is made
+    deaf_one = {"name": "first", "task": "deaf", "payload": {"gate": str(gate), "started": str(begun)}}
+    other = start(client, [deaf_one, {"name": "second", "task": "add", "payload": {"a": 1}}])
+    wait_until(begun.exists, 10, "the first step to begin")
     asked = act(client, other, "cancel", 202)
     assert (asked["status"], asked["steps"][1]["status"]) == ("running", "cancelled")
+    gate.touch()
     assert end_of(client, other)["status"] == "cancelled"
     refused = client.post(f"/api/v1/workflows/{workflow['id']}/cancel")
     assert_problem(refused, 409, "transition_refused", says="cannot cancel, it is completed")
@@ -552,25 +555,27 @@ def test_the_client_knows_each_field_of_the_server(client: httpx.Client) -> None
 
 
 def test_the_command_line_starts_shows_and_acts(server: Server, tmp_path: Path) -> None:
-    file, gate = tmp_path / "flow.json", tmp_path / "gate"
+    file, gate, last = tmp_path / "flow.json", tmp_path / "gate", tmp_path / "last gate"
     steps = [
         {"name": "load", "task": "add", "payload": {"a": "${input.n}"}},
         {"name": "left", "task": "bad_until", "payload": {"gate": str(gate)}, "needs": ["load"]},
         {"name": "right", "task": "add", "payload": {"a": "${steps.load}"}, "needs": ["load"]},
+        {"name": "end", "task": "hold", "payload": {"gate": str(last)}, "needs": ["left"]},
     ]
     file.write_text(json.dumps({"name": "tree", "steps": steps}), "utf-8")
     run = miniflow(server, "start", str(file), "--input", '{"n": 1}', "--wait", code=exits.JOB_FAILED)
     lines = [line.split() for line in run.stdout.splitlines()]
-    assert lines[0][:1] + lines[0][2:6] == ["tree", "failed", "2", "of", "3"]
+    assert lines[0][:1] + lines[0][2:6] == ["tree", "failed", "2", "of", "4"]
     assert lines[1][1:3] == ["load", "completed"]
     assert lines[2][1:3] == ["left", "dead_letter"]
     assert "step left is dead_letter: ValueError: not yet" in run.stderr
 
     gate.touch()
     assert "running" in miniflow(server, "retry", "last").output
-    assert "3 of 3" in miniflow(server, "show", "last", "-f").output
+    last.touch()
+    assert "4 of 4" in miniflow(server, "show", "last", "-f").output
     again = miniflow(server, "rerun", "last", "--from", "right", "--wait", "--json")
-    assert [step["status"] for step in json.loads(again.stdout)["steps"]] == ["reused", "reused", "completed"]
+    assert [step["status"] for step in json.loads(again.stdout)["steps"]] == ["reused", "reused", "completed", "reused"]
     shown = miniflow(server, "show", "last").output
     assert "rerun of" in shown
     assert "tree" in miniflow(server, "list", "--name", "tree", "--status", "completed").output

@@ -819,7 +819,7 @@ def test_a_running_coroutine_can_be_cancelled(engines: Engines, gate: Gate) -> N
     assert cancel(engine, job_id) == State.RUNNING
 
     assert wait_for_state(engines.path, job_id).state == State.CANCELLED
-    assert len(engine.async_lane) == 0
+    wait_until(lambda: len(engine.async_lane), 5, "its slot to be free", until=lambda n: n == 0)
 
 
 def test_a_coroutine_that_blocks_the_loop_does_not_hold_up_a_stop(engines: Engines) -> None:

@@ -18,7 +18,7 @@ from miniflow.errors import ReadTooSlow, SearchTooExpensive, StoreClosed
 from miniflow.readers import POOL, SEARCHES, Readers
 from tests.waiting import PATIENCE, wait_until
 
-SOON_S = 0.5 * PATIENCE
+SOON_S = 0.5
 """Sooner than SECONDS could be over."""
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 """A read that nobody waits for the end of."""

@@ -103,6 +103,7 @@ def items_of(path: Path, workflow: str) -> list[str]:
 
 
 def counted(engine: Engine) -> dict[str, int]:
+    settle(engine)  # what the file has is counted a moment after it, and before the next group
     return {name: n for name, n in engine.writer.counters.get(WORKFLOWS, {}).items() if n}
 
 
