@@ -84,6 +84,7 @@ class Attempt:
         "heartbeat_ms",
         "loan",
         "log",
+        "loop_thread",
         "lost",
         "marked",
         "number",
@@ -117,6 +118,7 @@ class Attempt:
         self.silent_ms = 0  # as of the last look
         self.stalled = False
         self.lost = False  # what was raised into its thread has come where Python cannot raise
+        self.loop_thread: int | None = None  # of a coroutine that was not told yet that it is cancelled
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
@@ -169,6 +171,13 @@ class Attempt:
                 _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:
                 _raise_in_thread(self._thread_id, None)
+
+    def raise_in_coroutine(self) -> None:
+        """For what a coroutine calls. Its loop can tell it of a cancel only where it awaits; one that computes and prints, and
+        does not await, is told here, once."""
+        if self._pending is not None and self.loop_thread == threading.get_ident():
+            self.loop_thread = None
+            raise self._pending
 
     # ------------------------------------------------------------------------------------------------------ other threads
 

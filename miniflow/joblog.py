@@ -232,6 +232,7 @@ class JobLog:
         if self._inside():
             return False
         self._attempt.heard = True
+        self._attempt.raise_in_coroutine()
         row, size = self._row(level, message)
         if self._size >= self._ask_at:
             self._ask()
@@ -245,9 +246,7 @@ class JobLog:
                 if len(self._full) < WAITING_CHUNKS or self._logs.waits_here():
                     self._append(row, size)
                     break
-            pending = self._attempt.pending
-            if pending is not None:  # a coroutine is not interrupted where it stands, as a thread is
-                raise pending
+            self._attempt.raise_in_coroutine()
             time.sleep(HELD_BACK_S)
         self.said += size
         if self.said >= self.mark:

@@ -169,9 +169,15 @@ def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     async def supervised() -> Any:
         return await task
 
+    def tell() -> None:
+        if attempt.loop_thread is not None:  # it was not told while it printed
+            attempt.loop_thread = None
+            task.cancel()
+
     try:
         try:
-            attempt.enter(None, cancel=lambda: loop.call_soon_threadsafe(task.cancel))
+            attempt.loop_thread = threading.get_ident()
+            attempt.enter(None, cancel=lambda: loop.call_soon_threadsafe(tell))
         except BaseException:  # asked to stop before it began
             task.cancel()
             raise

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import apsw
 import pytest
@@ -157,31 +157,66 @@ def test_a_flood_is_held_back_until_the_writer_comes_after_it(
     assert numbers(lines(engines.path, job_id)) == list(range(60_000))
 
 
+class Endless:
+    """A body that prints until it is told to stop, and never awaits; at the latest it ends with the test. ``rest_s`` is how long
+    it is busy after each line."""
+
+    def __init__(self, rest_s: float) -> None:
+        self._rest_s = rest_s
+        self.over = threading.Event()
+        self._test_over = False  # no Event: an interrupt that comes inside of one leaves it locked
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._test_over = True
+
+    def __call__(self) -> None:
+        try:
+            i = 0
+            while not self._test_over:
+                print("line", i)
+                i += 1
+                if self._rest_s:
+                    threading.Event().wait(self._rest_s)
+        finally:
+            print("the last words")
+            self.over.set()
+
+    def as_task(self, kind: str) -> Callable[..., Any]:
+        @task
+        def thread() -> None:
+            self()
+
+        @task
+        async def coroutine() -> None:
+            self()
+
+        return {"thread": thread, "coroutine": coroutine}[kind]
+
+
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
-def test_a_flood_that_is_held_back_can_be_cancelled(engines: Engines, kind: str) -> None:
-    def body() -> None:
-        i = 0
-        while True:
-            print("line", i)
-            i += 1
+@pytest.mark.parametrize(
+    ("rest_s", "limit"),
+    [(0, 10_000_000), (0.001, 10_000_000), (0, 20_000)],
+    ids=["held back", "the writer keeps up", "over the limit of the log"],
+)
+def test_a_flood_can_be_cancelled(engines: Engines, kind: str, rest_s: float, limit: int) -> None:
+    with Endless(rest_s) as flood:
+        engine = engines(flood.as_task(kind), stop_grace=60, max_log_bytes=limit)
+        job_id = submit(engine, kind)
+        wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
+        cancel(engine, job_id)
+        job = wait_for_state(engines.path, job_id)
+        assert flood.over.is_set(), "it does not go on in the background"
 
-    @task
-    def thread() -> None:
-        body()
-
-    @task
-    async def coroutine() -> None:
-        body()
-
-    engine = engines([thread, coroutine], stop_grace=5)
-    job_id = submit(engine, kind)
-    wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
-    cancel(engine, job_id)
-
-    assert wait_for_state(engines.path, job_id).state == State.CANCELLED
-    seen = numbers(lines(engines.path, job_id))
-    assert seen == list(range(len(seen)))
-    assert not engine.consumer.abandoned_total
+    assert job.state == State.CANCELLED
+    assert "did not stop" not in (job.last_error or "")
+    found = lines(engines.path, job_id)
+    assert found[-1].message.endswith("the last words"), "what it says when it is told to stop is taken"
+    if limit > 20_000:
+        assert numbers(found) == list(range(len(numbers(found))))
 
 
 def test_a_group_that_is_rolled_back_loses_no_line_and_doubles_none(
