@@ -24,7 +24,7 @@ from tests.api import (
 )
 from tests.invariants import check_invariants, read
 from tests.servers import Server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 LATER = 3600
 
@@ -109,7 +109,7 @@ def test_one_who_waits_for_a_job_hears_that_it_was_cancelled_with_others(client:
     thread = threading.Thread(target=wait)
     thread.start()
     bulk(client, "cancel", filter={"queue": "awaited"})
-    thread.join(10)
+    thread.join(10 * PATIENCE)
 
     assert [job["status"] for job in heard] == ["cancelled"]
 

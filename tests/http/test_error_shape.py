@@ -19,7 +19,7 @@ import pytest
 
 from tests.api import PROBLEM, TASKS, assert_problem, end_of, get, still_answers, submit
 from tests.servers import Server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 SUBMITS = ["/api/v1/jobs", "/api/v1/jobs/batch", "/submit", "/submit-job", "/create-jobs/"]
 DEEP = 10_000
@@ -545,7 +545,7 @@ def test_a_server_that_stops_says_503_to_new_jobs_and_goes_on_answering_question
         assert get(client, job["id"])["status"] == "running"
 
         gate.touch()
-        assert server.process.wait(10) == 0
+        assert server.process.wait(10 * PATIENCE) == 0
         server.start()
         with server.client() as again:
             assert get(again, job["id"])["status"] == "completed"

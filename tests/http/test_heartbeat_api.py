@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from miniflow import Client
 from miniflow.cli import cli
+from miniflow.commands.words import coarse
 from tests.api import Json, end_of, get, submit, wait_for_status
 from tests.invariants import check_invariants
 from tests.servers import Server
@@ -72,9 +73,9 @@ def test_a_job_says_how_far_it_is_and_how_long_it_will_take(
     )
     told = job["progress"]
     assert (told["total"], told["percent"], told["message"]) == (10, 50, "half of it")
-    assert 0.2 <= told["remaining"] < 5
+    assert told["remaining"] >= 0.2  # as long as the first half took: 0.25 s, or what the machine made of it
     assert told["at"].endswith("Z")
-    assert "5 of 10, about 1 s left, half of it" in run("show", job_id)
+    assert f"5 of 10, about {coarse(max(told['remaining'], 1))} left, half of it" in run("show", job_id)
 
     (tmp_path / "gate").touch()
     ended = end_of(client, job_id)

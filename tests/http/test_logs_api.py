@@ -24,7 +24,7 @@ from tests.engines import Engines
 from tests.engines import submit as submit_to
 from tests.invariants import check_invariants, read
 from tests.servers import Server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 NOISY = '''
 import logging
@@ -389,7 +389,7 @@ def test_a_follower_ends_with_the_server(tmp_path: Path) -> None:
             follower.start()
             wait_until(lambda: list(seen), 5, "the follower to have the first line")
         assert server.terminate(timeout_s=4) == 0, "within uvicorn's own patience of 5 s"
-        follower.join(5)
+        follower.join(5 * PATIENCE)
         assert ended.is_set()
         assert [event.event for event in seen] == ["line"]
 

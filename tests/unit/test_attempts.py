@@ -11,6 +11,7 @@ import pytest
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.errors import JobCancelled, JobInterrupted, JobReturned, JobTimeout
 from miniflow.executors import thread as thread_executor
+from tests.waiting import PATIENCE
 
 ROUNDS = 400
 
@@ -61,7 +62,7 @@ class Body(threading.Thread):
             self.raised = exc
 
     def ended(self) -> Body:
-        self.join(10)
+        self.join(10 * PATIENCE)
         assert not self.is_alive()
         return self
 
@@ -119,7 +120,7 @@ def test_of_many_that_finish_at_once_one_wins() -> None:
         for one in threads:
             one.start()
         for one in threads:
-            one.join(10)
+            one.join(10 * PATIENCE)
         assert sorted(won) == [False] * 7 + [True]
 
 
@@ -142,7 +143,7 @@ def test_a_body_may_end_after_its_attempt_was_given_up(attempt: Attempt) -> None
 def test_an_interrupt_lands_in_the_body(attempt: Attempt, kind: type[JobInterrupted]) -> None:
     begun = threading.Event()
     body = Body(attempt, spin(begun))
-    assert begun.wait(5)
+    assert begun.wait(5 * PATIENCE)
 
     assert attempt.interrupt(kind("stop"), 5_000)
     assert isinstance(body.ended().raised, kind)
@@ -161,7 +162,7 @@ def test_except_exception_does_not_swallow_an_interrupt(attempt: Attempt) -> Non
                 continue
 
     running = Body(attempt, body)
-    assert begun.wait(5)
+    assert begun.wait(5 * PATIENCE)
     attempt.interrupt(JobCancelled(), 0)
 
     assert isinstance(running.ended().raised, JobCancelled)
@@ -178,7 +179,7 @@ def test_a_body_may_clean_up_when_it_is_interrupted(attempt: Attempt) -> None:
             cleaned.set()
 
     running = Body(attempt, body)
-    assert begun.wait(5)
+    assert begun.wait(5 * PATIENCE)
     attempt.interrupt(JobCancelled(), 0)
 
     assert isinstance(running.ended().raised, JobCancelled)
@@ -273,10 +274,10 @@ def test_an_interrupt_that_comes_in_the_bodys_last_line_is_heard_there_or_not_at
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    assert inside.acquire(timeout=5)
+    assert inside.acquire(timeout=5 * PATIENCE)
     attempt.interrupt(JobCancelled(), 0)
     go_on.release()
-    worker.join(10)
+    worker.join(10 * PATIENCE)
 
     assert outcome in (["in the body", "quiet"], ["quiet"])
 

@@ -20,6 +20,7 @@ from miniflow import capture, current_job, registry, task
 from miniflow.states import State
 from tests.engines import Engines, submit, wait_for_state
 from tests.invariants import read
+from tests.waiting import PATIENCE
 
 LOG = logging.getLogger("tests.of.capture")
 
@@ -413,7 +414,7 @@ def test_what_comes_after_the_end_is_not_in_the_log(
     with caplog.at_level(logging.INFO):
         gate.open()
         for thread in threads:
-            thread.join(5)
+            thread.join(5 * PATIENCE)
     engines.stop(engine)
 
     assert [messages(engines.path, job_id) for job_id in ids] == [["in time"], []]

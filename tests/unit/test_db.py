@@ -17,6 +17,7 @@ import pytest
 
 from miniflow import db, migrations
 from miniflow.errors import StoreBusy, StoreError
+from tests.waiting import PATIENCE
 
 HOLDER = """
 import sys
@@ -58,7 +59,7 @@ def other_process(path: Path) -> Iterator[None]:
         assert process.stdout.readline() == "open\n"
         yield
         process.stdin.close()
-        process.wait(10)
+        process.wait(10 * PATIENCE)
 
 
 def test_a_new_file_has_the_pragmas_that_it_should(path: Path) -> None:

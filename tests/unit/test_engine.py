@@ -54,7 +54,7 @@ from tests.engines import (
     wait_for_state,
 )
 from tests.invariants import check_invariants, read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 def noop() -> None: ...
@@ -839,9 +839,9 @@ def test_a_coroutine_that_blocks_the_loop_does_not_hold_up_a_stop(engines: Engin
 
     engines._running.remove(engine)
     threading.Thread(target=stop, daemon=True).start()
-    in_time = stopped.wait(5)
+    in_time = stopped.wait(5 * PATIENCE)
     gate.open()
-    stopped.wait(5)
+    stopped.wait(5 * PATIENCE)
     assert in_time, "the stop waits for a coroutine that is deaf to it"
     assert row(engines.path, job_id).state == State.QUEUED
 
@@ -963,7 +963,7 @@ def test_a_cancel_that_comes_where_python_cannot_raise_it_is_not_lost(engines: E
 
     engine = engines([unlucky], stop_grace=60)
     job = submit(engine, "unlucky")
-    assert inside.wait(5)
+    assert inside.wait(5 * PATIENCE)
     cancel(engine, job)
     assert wait_for_state(engines.path, job).state == State.CANCELLED
 
@@ -1133,7 +1133,7 @@ def in_one_group(engine: Engine, before: Callable[[], object], function: Callabl
 
     blocker = threading.Thread(target=lambda: verb(engine, hold))
     blocker.start()
-    inside.wait(5)
+    inside.wait(5 * PATIENCE)
     before()
     operation, waiter = Operation("verb", function), ThreadWaiter()
     operation.waiter = waiter
@@ -1259,7 +1259,7 @@ def test_after_a_crash_coroutines_do_not_wait_for_threads(engines: Engines) -> N
     gate.wait_for_arrival()
     gate.wait_for_arrival()
 
-    assert seen.wait(3), "both threads are busy, a hundred slots are free, and no coroutine is begun"
+    assert seen.wait(3 * PATIENCE), "both threads are busy, a hundred slots are free, and no coroutine is begun"
 
 
 def test_after_a_stop_in_order_nothing_is_recovered(engines: Engines) -> None:
@@ -1286,7 +1286,7 @@ def test_a_hundred_submits_with_one_key_make_one_job(engines: Engines, journal: 
     for thread in clients:
         thread.start()
     for thread in clients:
-        thread.join(10)
+        thread.join(10 * PATIENCE)
     wait_for_ends(engines.path)
 
     assert (len(ids), len(set(ids)), len(rows(engines.path)), journal.seen) == (100, 1, 1, ["once"])
@@ -1370,7 +1370,7 @@ def test_a_plain_huey_task_runs_typed_and_by_its_short_name(engines: Engines, hu
     engine = engines(own, huey=huey)
     result = when(dt.date(2026, 1, 31))
 
-    assert result.get(blocking=True, timeout=5) == "2026 x 1"
+    assert result.get(blocking=True, timeout=5 * PATIENCE) == "2026 x 1"
     assert row(engines.path, result.id).task == "when"
     over_http = submit(engine, "when", {"day": "2027-01-31", "times": 3})
     assert wait_for_state(engines.path, over_http).result == '"2027 x 3"'
@@ -1387,7 +1387,7 @@ def test_a_huey_task_with_context_gets_its_task(engines: Engines, huey: JobsHuey
     engines(own, huey=huey)
     result = who(7)
 
-    assert result.get(blocking=True, timeout=5) == [7, result.id]
+    assert result.get(blocking=True, timeout=5 * PATIENCE) == [7, result.id]
 
 
 def test_a_huey_tasks_retries_and_error(engines: Engines, huey: JobsHuey) -> None:
@@ -1439,7 +1439,7 @@ def test_a_group_of_huey_tasks_is_one_batch(engines: Engines, huey: JobsHuey) ->
     engines(own, huey=huey)
     results = huey.enqueue(group([double.s(n) for n in range(5)]))
 
-    assert results.get(blocking=True, timeout=5) == [0, 2, 4, 6, 8]
+    assert results.get(blocking=True, timeout=5 * PATIENCE) == [0, 2, 4, 6, 8]
 
 
 def test_hooks_and_signals_are_called_around_every_job(engines: Engines, huey: JobsHuey) -> None:
@@ -1674,7 +1674,7 @@ def test_an_attempt_that_ends_while_the_group_with_its_begin_mark_fails_is_count
     trouble.set()
     engine.jobs.mark_begun(attempt)
     engine.writer.nudge()
-    assert inside.wait(5)
+    assert inside.wait(5 * PATIENCE)
     from miniflow.model import Ending
 
     assert attempt.finish()
@@ -1816,7 +1816,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_not_forgotten(
     monkeypatch.setattr(engine.huey, "run_attempt", die_once)
     ((_, thread),) = engine.consumer.worker_threads
     lost = submit(engine, "noop")
-    thread.join(5)
+    thread.join(5 * PATIENCE)
     after = submit(engine, "noop")
     engine.supervisor.tick(engine.clock.boot_ms() + 60_000)  # time for its look at the workers' health
 

@@ -29,7 +29,7 @@ from miniflow.workflow_queries import WorkflowQueries
 from tests.engines import Engines, FakeClock, Gate, cancel, history, settle, submit, verb, wait_for_state
 from tests.functions import asleep, begin, functions, job_of, output, recorded, send
 from tests.invariants import check_invariants, read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workflows import act, ended
 
 DAY_MS = 86_400_000
@@ -657,7 +657,7 @@ def test_code_that_catches_everything_begins_no_step_after_its_run_was_cancelled
     act(engine, "cancel", run)
     assert ended(engines.path, run)[0] == "cancelled"
     gate.open()
-    assert over.wait(5)
+    assert over.wait(5 * PATIENCE)
     assert calls.made == ["swallowed"]
     engines.stop(engine)
 

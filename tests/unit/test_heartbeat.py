@@ -18,7 +18,7 @@ from miniflow.errors import InvalidRequest
 from miniflow.states import State
 from tests.engines import Engines, FakeClock, Gate, history, new_job, row, submit, wait_for_state
 from tests.invariants import check_invariants, read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 LOOK_MS = 200
 
@@ -180,7 +180,7 @@ def test_whatever_a_job_says_is_a_sign_of_life(engines: Engines, clock: FakeCloc
 
     def talker(ctx: JobContext) -> int:
         for _ in range(4):
-            assert turns.acquire(timeout=20)
+            assert turns.acquire(timeout=20 * PATIENCE)
             SIGNS[sign](ctx)
             said.release()
         return 4
@@ -191,7 +191,7 @@ def test_whatever_a_job_says_is_a_sign_of_life(engines: Engines, clock: FakeCloc
         silence.attempt()
         silence.pass_time(1.6)
         turns.release()
-        assert said.acquire(timeout=5)
+        assert said.acquire(timeout=5 * PATIENCE)
     job = wait_for_state(engines.path, job_id)
     assert (job.state, job.result) == (State.COMPLETED, "4")
     engines.stop(silence.engine)

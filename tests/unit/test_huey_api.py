@@ -121,7 +121,7 @@ def test_what_follows_in_a_pipeline_gets_the_result_of_what_was_before_it(
     engines(sums.specs, huey=huey)
     results = huey.enqueue(sums.add.s(1, 2).then(sums.add, 10).then(sums.add, 100))
 
-    assert results.get(blocking=True, timeout=5) == [3, 13, 113]
+    assert results.get(blocking=True, timeout=5 * PATIENCE) == [3, 13, 113]
 
 
 def test_the_end_of_a_step_and_the_readiness_of_the_next_are_one_commit(
@@ -135,7 +135,7 @@ def test_the_end_of_a_step_and_the_readiness_of_the_next_are_one_commit(
 
     engine.writer.every_group(look)
     results = huey.enqueue(sums.add.s(1, 2).then(sums.add, 10))
-    results.get(blocking=True, timeout=5)
+    results.get(blocking=True, timeout=5 * PATIENCE)
 
     assert (State.COMPLETED, State.COMPLETED) in seen
     assert (State.COMPLETED, State.PENDING) not in seen
@@ -149,7 +149,7 @@ def test_an_exception_that_cannot_say_what_it_is_fails_its_task_by_its_name(
     engines(sums.specs, huey=huey)
     result = sums.mute()
     with pytest.raises(TaskException, match=r"Mute: \(no words: RuntimeError\)"):
-        result.get(blocking=True, timeout=5)
+        result.get(blocking=True, timeout=5 * PATIENCE)
     (job,) = rows(engines.path)
     assert (job.state, job.last_error) == (State.DEAD_LETTER, "Mute: (no words: RuntimeError)")
     assert heard[-1] == "error"
@@ -200,7 +200,7 @@ def test_a_chord_calls_back_with_its_members_results_in_their_order(
     engines(sums.specs, huey=huey)
     result = huey.enqueue(chord([sums.add.s(n, n) for n in range(5)], sums.whatever.s()))
 
-    assert result.callback.get(blocking=True, timeout=5) == [0, 2, 4, 6, 8]
+    assert result.callback.get(blocking=True, timeout=5 * PATIENCE) == [0, 2, 4, 6, 8]
     assert {kind for _, kind, _ in edges(engines.path)} == {"all"}
 
 
@@ -208,7 +208,7 @@ def test_a_chord_calls_back_though_a_member_has_failed(engines: Engines, huey: J
     engines(sums.specs, huey=huey)
     result = huey.enqueue(chord([sums.add.s(1, 1), sums.fail.s(), sums.add.s(2, 2)], sums.total.s()))
 
-    assert result.callback.get(blocking=True, timeout=5) == 6
+    assert result.callback.get(blocking=True, timeout=5 * PATIENCE) == 6
 
 
 @pytest.mark.parametrize("what", ["pipeline", "chord", "group"])
@@ -296,7 +296,7 @@ def test_a_result_that_was_read_is_there_for_the_api_and_not_for_huey(
     engines(sums.specs, huey=huey)
     result = sums.add(1, 2)
 
-    assert result.get(blocking=True, timeout=5, preserve=True) == 3
+    assert result.get(blocking=True, timeout=5 * PATIENCE, preserve=True) == 3
     assert huey.result(result.id) == 3
     assert huey.result(result.id) is None
     assert row(engines.path, result.id).result == "3"
@@ -305,8 +305,8 @@ def test_a_result_that_was_read_is_there_for_the_api_and_not_for_huey(
 def test_a_job_that_is_enqueued_again_under_its_id_is_one_row(engines: Engines, huey: JobsHuey, sums: Sums) -> None:
     engines(sums.specs, huey=huey, workers=1)
     task = sums.add.s(1, 2)
-    huey.enqueue(task).get(blocking=True, timeout=5)
-    assert huey.enqueue(task).get(blocking=True, timeout=5) == 3
+    huey.enqueue(task).get(blocking=True, timeout=5 * PATIENCE)
+    assert huey.enqueue(task).get(blocking=True, timeout=5 * PATIENCE) == 3
 
     assert len(rows(engines.path)) == 1
 
@@ -344,7 +344,7 @@ def test_what_is_no_json_is_sealed_where_the_huey_object_says_so(tmp_path: Path)
         engines(sums.specs, huey=huey)
         result = sums.whatever(Path("a"))
 
-        assert result.get(blocking=True, timeout=5) == Path("a")
+        assert result.get(blocking=True, timeout=5 * PATIENCE) == Path("a")
         assert "$sealed" in (row(engines.path, result.id).result or "")
 
 
@@ -417,7 +417,7 @@ def test_a_huey_object_in_a_task_file_takes_part_in_the_server(engines: Engines,
     over_http = submit(engine, "add", {"a": 1, "b": 2})
 
     assert wait_for_state(engines.path, over_http).result == "3"
-    assert application.enqueue(sums.add.s(1, 2).then(sums.add, 10)).get(blocking=True, timeout=5) == [3, 13]
+    assert application.enqueue(sums.add.s(1, 2).then(sums.add, 10)).get(blocking=True, timeout=5 * PATIENCE) == [3, 13]
     assert not (tmp_path / "application.db").exists()
 
 
@@ -432,11 +432,11 @@ def test_an_application_runs_its_workers_in_the_process_that_enqueues(tmp_path: 
         application.close()
     engine = application.start(workers=2)
 
-    assert before.get(blocking=True, timeout=15) == 3
+    assert before.get(blocking=True, timeout=15 * PATIENCE) == 3
     assert application.start(workers=2) is engine
-    assert sums.add(3, 4).get(blocking=True, timeout=5) == 7
+    assert sums.add(3, 4).get(blocking=True, timeout=5 * PATIENCE) == 7
     assert application.start(workers=3).settings.workers == 3, "another number than those that run"
-    assert sums.add(5, 6).get(blocking=True, timeout=15) == 11
+    assert sums.add(5, 6).get(blocking=True, timeout=15 * PATIENCE) == 11
     application.close()
     check_invariants(tmp_path / "application.db", stopped=True)
 

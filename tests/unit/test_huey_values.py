@@ -24,6 +24,7 @@ from miniflow.huey_serializer import JsonSerializer, same
 from miniflow.registry import Registry
 from miniflow.states import State
 from tests.engines import Engines, rows, wait_for_state
+from tests.waiting import PATIENCE
 
 
 class Color(enum.Enum):
@@ -157,7 +158,7 @@ def test_an_argument_and_a_result_come_back_as_they_were_given(
 ) -> None:
     engines(values.specs, huey=huey)
 
-    assert same(values.back([value]).get(blocking=True, timeout=5), [value])
+    assert same(values.back([value]).get(blocking=True, timeout=5 * PATIENCE), [value])
 
 
 @pytest.mark.parametrize("value", OTHERWISE.values(), ids=OTHERWISE.keys())
@@ -185,7 +186,7 @@ def test_a_result_that_would_not_come_back_as_it_was_fails_the_job_and_says_what
 def test_an_annotation_brings_back_what_json_does_not(engines: Engines, huey: JobsHuey, values: Values) -> None:
     engines(values.specs, huey=huey)
 
-    assert values.typed(Color.RED, Point(1)).get(blocking=True, timeout=5) == "Color.RED Point(x=1)"
+    assert values.typed(Color.RED, Point(1)).get(blocking=True, timeout=5 * PATIENCE) == "Color.RED Point(x=1)"
 
 
 def test_an_annotation_is_no_reason_to_refuse_what_comes_back_under_a_tag(
@@ -194,7 +195,7 @@ def test_an_annotation_is_no_reason_to_refuse_what_comes_back_under_a_tag(
     engines(values.specs, huey=huey)
 
     given = [[math.nan, 1.5, math.inf], {(1, 2), 3}]
-    assert same(values.numbers(*given).get(blocking=True, timeout=5), given)
+    assert same(values.numbers(*given).get(blocking=True, timeout=5 * PATIENCE), given)
     with pytest.raises(InvalidRequest, match="expected float"):
         values.numbers([None], set())
 
@@ -236,13 +237,13 @@ def test_a_number_that_json_has_not_does_not_hide_what_else_is_wrong(
 
     with pytest.raises(InvalidRequest, match=says):
         values.pay(*args, **kwargs)
-    assert same(values.pay(math.nan, 2).get(blocking=True, timeout=5), [math.nan, 2])
+    assert same(values.pay(math.nan, 2).get(blocking=True, timeout=5 * PATIENCE), [math.nan, 2])
 
 
 def test_an_infinity_is_held_against_a_bound_and_nan_is_not(engines: Engines, huey: JobsHuey, values: Values) -> None:
     engines(values.specs, huey=huey)
     given = {"above": math.inf, "below": -math.inf, "between": math.nan}
-    assert same(values.bounded(**given).get(blocking=True, timeout=5), list(given.values()))
+    assert same(values.bounded(**given).get(blocking=True, timeout=5 * PATIENCE), list(given.values()))
     for wrong in ({"above": -math.inf}, {"below": math.inf}, {"between": math.inf}):
         with pytest.raises(InvalidRequest, match="expected float"):
             values.bounded(**wrong)
@@ -277,7 +278,7 @@ def test_a_zone_and_the_second_of_two_equal_times_come_back_where_the_serializer
     given = [dt.datetime(2026, 10, 24, 12, tzinfo=BERLIN), dt.datetime(2026, 10, 25, 2, 30, fold=1)]
     with Engines(tmp_path) as engines:
         engines(values.specs, huey=huey)
-        back = values.back(given).get(blocking=True, timeout=5)
+        back = values.back(given).get(blocking=True, timeout=5 * PATIENCE)
     assert [(one.tzinfo, one.fold, one.replace(tzinfo=None)) for one in back] == [
         (one.tzinfo, one.fold, one.replace(tzinfo=None)) for one in given
     ]

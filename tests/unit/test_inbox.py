@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from miniflow.executors.inbox import Inbox, PolledInbox, ThreadedInbox
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 Make = Callable[[Mapping[str, int]], Inbox]
 KINDS: list[Make] = [ThreadedInbox, *([PolledInbox] if hasattr(select, "poll") else [])]
@@ -63,7 +63,7 @@ def test_data_come_by_the_name_of_their_pipe(pipes: Pipes) -> None:
 
 def test_the_end_of_a_pipe_is_told_once(pipes: Pipes) -> None:
     pipes.finish("one")
-    assert pipes.inbox.wait(5) == [("one", b"")]
+    assert pipes.inbox.wait(5 * PATIENCE) == [("one", b"")]
     assert pipes.inbox.wait(0.02) == []
 
 
@@ -93,7 +93,7 @@ def test_what_was_written_first_to_a_later_pipe_is_told_with_the_earlier() -> No
     assert pipes.inbox.in_order
     pipes.write("two", b"before")
     pipes.write("one", b"after")
-    assert pipes.inbox.wait(5) == [("one", b"after"), ("two", b"before")]
+    assert pipes.inbox.wait(5 * PATIENCE) == [("one", b"after"), ("two", b"before")]
     pipes.inbox.close()
     for fd in (fd for ends in pipes.ends.values() for fd in ends):
         os.close(fd)

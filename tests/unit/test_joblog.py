@@ -21,7 +21,7 @@ from miniflow.states import State
 from miniflow.writer import Transaction
 from tests.engines import Engines, cancel, new_job, submit, submit_all, verb, wait_for_ends, wait_for_state
 from tests.invariants import read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 class Line(NamedTuple):
@@ -77,11 +77,11 @@ class Pause:
 
         self._thread = threading.Thread(target=verb, args=(engine, stand))
         self._thread.start()
-        assert self._inside.wait(5)
+        assert self._inside.wait(5 * PATIENCE)
 
     def go_on(self) -> None:
         self._go_on.set()
-        self._thread.join(5)
+        self._thread.join(5 * PATIENCE)
 
 
 # ------------------------------------------------------------------------------------------------------ into the file

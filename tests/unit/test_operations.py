@@ -10,7 +10,7 @@ import pytest
 
 from miniflow.errors import JobCancelled
 from miniflow.operations import Bell
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_one_that_waits_is_woken() -> None:
     thread = threading.Thread(target=lambda: woken.append(bell.wait(30)))
     thread.start()
     bell.ring()
-    thread.join(10)
+    thread.join(10 * PATIENCE)
     assert woken == [True]
 
 
@@ -64,10 +64,10 @@ def test_a_thread_that_is_interrupted_while_it_rings_leaves_the_bell_to_others()
         wait_until(lambda rung=rung: rung[0] > 50, 10, "it to ring")
         assert thread.ident is not None
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(JobCancelled))
-        thread.join(10)
+        thread.join(10 * PATIENCE)
         assert not thread.is_alive()
         bell.silence()
         other = threading.Thread(target=bell.ring, daemon=True)
         other.start()
-        assert bell.wait(10)
-        other.join(10)
+        assert bell.wait(10 * PATIENCE)
+        other.join(10 * PATIENCE)

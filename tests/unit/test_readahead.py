@@ -12,7 +12,7 @@ from hypothesis import given
 from miniflow import readahead
 from miniflow.attempts import Attempt, Claimed
 from miniflow.readahead import ReadAhead
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 RANKS = {"first": 0, "second": 1}
 
@@ -191,7 +191,7 @@ def test_who_finds_a_row_gone_finds_its_attempt_already_there() -> None:
         return attempts[0]
 
     ahead.take("thread", slowly)
-    cancels[0].join(5)
+    cancels[0].join(5 * PATIENCE)
     assert seen == [(None, 1)]
 
 
@@ -246,7 +246,7 @@ def test_a_thread_that_waits_gets_what_is_pushed() -> None:
     wait_for_idle(ahead, 2)
     ahead.push([row(1), row(2)])
     for thread in threads:
-        thread.join(5)
+        thread.join(5 * PATIENCE)
 
     assert sorted(got, key=str) == [1, 2]
     assert ahead.idle_threads == 0
@@ -263,7 +263,7 @@ def test_a_push_for_coroutines_wakes_no_thread() -> None:
     assert (told, ahead.idle_threads) == ([1], 1)
     assert drain(ahead, "async") == [1]
     ahead.wake_all()
-    thread.join(5)
+    thread.join(5 * PATIENCE)
     assert not thread.is_alive()
 
 
@@ -295,7 +295,7 @@ def test_a_stop_reaches_the_threads_that_wait() -> None:
     stop.set()
     ahead.wake_all()
     for thread in threads:
-        thread.join(5)
+        thread.join(5 * PATIENCE)
 
     assert not any(thread.is_alive() for thread in threads)
 
@@ -322,7 +322,7 @@ def test_a_thread_without_work_beside_a_full_lane_of_coroutines_makes_room() -> 
 
     assert ahead.room() == 8
     ahead.push([row(99)])
-    thread.join(5)
+    thread.join(5 * PATIENCE)
 
 
 def test_there_is_plenty_for_one_lane_though_another_stands_idle() -> None:
@@ -335,7 +335,7 @@ def test_there_is_plenty_for_one_lane_though_another_stands_idle() -> None:
     ahead.push([row(100, task="a")])
     assert (ahead.room() > 0, ahead.has_plenty()) == (True, True)
     ahead.push([row(101)])
-    thread.join(5)
+    thread.join(5 * PATIENCE)
 
 
 def test_even_then_no_more_is_held_than_the_limit() -> None:
@@ -350,7 +350,7 @@ def test_even_then_no_more_is_held_than_the_limit() -> None:
     assert ahead.room() == 0
     stop.set()
     ahead.wake_all()
-    thread.join(5)
+    thread.join(5 * PATIENCE)
 
 
 def test_more_is_asked_for_when_half_is_gone_and_not_before() -> None:

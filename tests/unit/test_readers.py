@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -18,13 +17,10 @@ from miniflow.errors import ReadTooSlow, SearchTooExpensive, StoreClosed
 from miniflow.readers import POOL, SEARCHES, Readers
 from tests.waiting import PATIENCE, wait_until
 
-SOON_S = 0.5
-"""Sooner than SECONDS could be over."""
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 """A read that nobody waits for the end of."""
 LONG = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000) SELECT count(*) FROM n"
-SECONDS = LONG.replace("300000", "30000000")  # so many that a test sees it, not so many that it is never over
-SEARCH = SECONDS + r" WHERE i LIKE ? ESCAPE '\'"
+SEARCH = ENDLESS + r" WHERE i LIKE ? ESCAPE '\'"
 
 PUT = "INSERT INTO meta VALUES (?, ?)"
 GET = "SELECT value FROM meta WHERE key = ?"
@@ -56,13 +52,20 @@ async def opened(base: db.Database) -> AsyncIterator[Readers]:
 
 
 def reading(base: db.Database, body: Callable[[Readers], Awaitable[None]]) -> None:
-    """Run ``body`` with open readers, on a loop of its own."""
+    """Run ``body`` with open readers, on a loop of its own. A read that is not cut short would hold it up for ever."""
 
     async def run() -> None:
-        async with opened(base) as made:
+        async with opened(base) as made, asyncio.timeout(10 * PATIENCE):
             await body(made)
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not interrupted for another reason goes on for longer than any test."""
+    monkeypatch.setattr(readers, "READ_BUDGET_S", 3600)
+    monkeypatch.setattr(readers, "SEARCH_BUDGET_S", 3600)
 
 
 @pytest.fixture
@@ -168,22 +171,21 @@ def test_a_caller_that_gives_up_gives_its_connection_back(base: db.Database) -> 
     reading(base, body)
 
 
+@pytest.mark.usefixtures("no_budget")
 def test_a_caller_that_gives_up_leaves_nothing_running(base: db.Database) -> None:
     async def body(made: Readers) -> None:
-        asking = [asyncio.create_task(made.fetch(SECONDS)) for _ in range(POOL)]
+        asking = [asyncio.create_task(made.fetch(ENDLESS)) for _ in range(POOL)]
         await asyncio.sleep(0.02)
-        began = time.monotonic()
         for one in asking:
             one.cancel()
         assert {type(one) for one in await asyncio.gather(*asking, return_exceptions=True)} == {asyncio.CancelledError}
         assert await asyncio.gather(*(made.fetch(GET, "key") for _ in range(2 * POOL))) == [[("value",)]] * 2 * POOL
-        assert time.monotonic() - began < SOON_S
 
     reading(base, body)
 
 
 @pytest.mark.parametrize(
-    ("statement", "refused"), [(SEARCH, SearchTooExpensive), (SECONDS, ReadTooSlow)], ids=["search", "other"]
+    ("statement", "refused"), [(SEARCH, SearchTooExpensive), (ENDLESS, ReadTooSlow)], ids=["search", "other"]
 )
 def test_a_read_over_its_budget_is_given_up_and_the_next_one_answers(
     base: db.Database, monkeypatch: pytest.MonkeyPatch, statement: str, refused: type[Exception]
@@ -192,22 +194,19 @@ def test_a_read_over_its_budget_is_given_up_and_the_next_one_answers(
 
     async def body(made: Readers) -> None:
         for _ in range(POOL + 1):
-            began = time.monotonic()
             with pytest.raises(refused, match=r"longer than 0\.05 s"):
                 await made.fetch(statement, *["%7%"] * (statement == SEARCH))
-            assert time.monotonic() - began < SOON_S
             assert await made.fetch(GET, "key") == [("value",)]
 
     reading(base, body)
 
 
+@pytest.mark.usefixtures("no_budget")
 def test_searches_leave_a_connection_to_the_others(base: db.Database) -> None:
     async def body(made: Readers) -> None:
         searches = [asyncio.create_task(made.fetch(SEARCH, "%7%")) for _ in range(POOL + 2)]
         await asyncio.sleep(0.02)
-        began = time.monotonic()
         assert await made.fetch(GET, "key") == [("value",)]
-        assert time.monotonic() - began < SOON_S
         for one in searches:
             one.cancel()
         await asyncio.wait(searches)
@@ -228,15 +227,14 @@ def test_what_looks_through_texts_is_known_as_a_search() -> None:
     )
 
 
+@pytest.mark.usefixtures("no_budget")
 def test_closing_ends_what_is_read_and_what_waits_for_its_turn(base: db.Database) -> None:
     async def body() -> None:
         async with opened(base) as made:
-            asking = [asyncio.create_task(made.fetch(SECONDS)) for _ in range(2 * POOL)]
+            asking = [asyncio.create_task(made.fetch(ENDLESS)) for _ in range(2 * POOL)]
             asking += [asyncio.create_task(made.fetch(SEARCH, "%7%")) for _ in range(2 * POOL)]
             await asyncio.sleep(0.02)
             asking[0].cancel()
-            began = time.monotonic()
-        assert time.monotonic() - began < SOON_S
         ends = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
         assert [type(one) for one in ends] == [asyncio.CancelledError] + [StoreClosed] * (4 * POOL - 1)
         with pytest.raises(StoreClosed):

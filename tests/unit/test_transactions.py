@@ -21,7 +21,7 @@ from miniflow.workflow_context import WorkflowContext
 from tests.engines import Engines, cancel, row, submit, verb, wait_for_state
 from tests.functions import begin, functions, output
 from tests.invariants import read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workflows import ended as ended_workflow
 
 MINE = "CREATE TABLE IF NOT EXISTS balances (name TEXT PRIMARY KEY, cents INTEGER NOT NULL CHECK (cents >= 0))"
@@ -184,7 +184,7 @@ def test_a_job_that_is_cancelled_in_its_block_leaves_nothing(engines: Engines) -
 
     engine = engines([waits], transaction_limit=5)
     job = submit(engine, "waits")
-    assert arrived.wait(5)
+    assert arrived.wait(5 * PATIENCE)
     attempt = engine.running.all()[0]
     threading.Timer(0.05, lambda: cancel(engine, job)).start()
     wait_until(lambda: attempt.finished, 10, "the attempt to end")
@@ -209,7 +209,7 @@ def test_others_wait_and_are_served_when_it_ends(engines: Engines) -> None:
     thread.join(0.1)
     assert done == []
     gate.open()
-    thread.join(5)
+    thread.join(5 * PATIENCE)
     assert wait_for_state(engines.path, done[0]).state == State.COMPLETED
 
 

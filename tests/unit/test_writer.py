@@ -20,7 +20,7 @@ from miniflow.errors import StoreClosed, StoreFull
 from miniflow.wal import EXIT_DISK
 from miniflow.writer import Operation, Transaction, Writer
 from tests.invariants import read
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 class Rig:
@@ -60,7 +60,7 @@ class Rig:
             go_on.wait(10)
 
         self.writer.post(Operation("call", wait))
-        assert inside.wait(5)
+        assert inside.wait(5 * PATIENCE)
         return go_on.set
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ def together(functions: list[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(10 * PATIENCE)
     return results
 
 
@@ -108,7 +108,7 @@ def test_many_callers_share_one_commit(rig: Rig) -> None:
     groups = rig.writer.groups
     go_on()
     for caller in callers:
-        caller.join(5)
+        caller.join(5 * PATIENCE)
 
     assert [len(group) for group in rig.groups] == [50]
     assert rig.writer.groups == groups + 2, "the one that was held up, and one for all"
@@ -246,7 +246,7 @@ def test_a_nudge_for_soon_is_heard_without_any_other_operation(rig: Rig) -> None
     wait_until(lambda: rig.writer._idle, 5, "an idle writer")
     rig.writer.nudge(now=False)
 
-    assert looked.wait(2)
+    assert looked.wait(2 * PATIENCE)
 
 
 def test_a_nudge_while_the_writer_is_busy_is_not_lost(rig: Rig) -> None:
@@ -320,7 +320,7 @@ def test_a_full_disk_is_no_reason_to_hang_at_the_end(tmp_path: Path, short_pause
         closed.set()
 
     threading.Thread(target=close, daemon=True).start()
-    assert closed.wait(10)
+    assert closed.wait(10 * PATIENCE)
     assert not rig.writer.started, "the thread has ended before the connection is closed"
     rig.database.close()
 
