@@ -167,6 +167,7 @@ class Attempt:
             if self._over:
                 return
             self._over = True
+            self.loop_thread = None
             if self._thread_id is not None:
                 _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 import threading
@@ -217,6 +218,27 @@ def test_a_flood_can_be_cancelled(engines: Engines, kind: str, rest_s: float, li
     assert found[-1].message.endswith("the last words"), "what it says when it is told to stop is taken"
     if limit > 20_000:
         assert numbers(found) == list(range(len(numbers(found))))
+
+
+def test_a_coroutine_is_told_once_and_may_await_while_it_cleans_up(engines: Engines) -> None:
+    """By the loop or by what it prints, whichever comes first."""
+    with Endless(0.001) as flood:
+
+        @task
+        async def coroutine() -> None:
+            try:
+                flood()
+            finally:
+                await asyncio.sleep(0.01)
+                print("tidy")
+
+        engine = engines(coroutine, stop_grace=60)
+        job_id = submit(engine, "coroutine")
+        wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
+        cancel(engine, job_id)
+        assert wait_for_state(engines.path, job_id).state == State.CANCELLED
+
+    assert messages(engines.path, job_id)[-2:] == ["the last words", "tidy"]
 
 
 def test_a_group_that_is_rolled_back_loses_no_line_and_doubles_none(
