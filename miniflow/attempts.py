@@ -8,6 +8,11 @@ the exception comes when the thread next executes Python code, so a thread insid
 
 Where that code is a ``__del__`` or a callback of the garbage collector, Python reports the exception and goes on as if it had not
 been: it is lost. ``hear_of_lost`` hears of that, and ``remind`` raises it again.
+
+Up to Python 3.12 a flag of the whole interpreter says that some thread has an exception on its way. While it is set all threads
+look for theirs as often as they can, and what resets it is that one of them finds one. So what is taken back is not just removed,
+see ``look_no_more``: the flag would stay, with the program at half its speed (3.12), or stuck for good where a debugger traces it
+(3.11).
 """
 
 from __future__ import annotations
@@ -162,7 +167,8 @@ class Attempt:
                 raise self._pending
 
     def leave(self) -> None:
-        """The body has ended, one way or another. Safe to call twice; an exception still on its way is taken back."""
+        """The body has ended, one way or another: said by its own thread, which may do so twice. An exception that is still on
+        its way is taken back."""
         with self._lock:
             if self._over:
                 return
@@ -171,7 +177,7 @@ class Attempt:
             if self._thread_id is not None:
                 _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:
-                _raise_in_thread(self._thread_id, None)
+                look_no_more()
 
     def raise_in_coroutine(self) -> None:
         """For what a coroutine calls. Its loop can tell it of a cancel only where it awaits; one that computes and prints, and
@@ -208,13 +214,28 @@ class Attempt:
             return first
 
 
-def _raise_in_thread(thread_id: int, kind: type[BaseException] | None) -> None:
-    """Have ``kind`` raised in a thread at its next bytecode (None: take it back). See PyThreadState_SetAsyncExc."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind) if kind else None)
-
-
 _in_threads: dict[int, Attempt] = {}
 """The attempts whose bodies run in threads, by the thread."""
+
+
+class _TakenBack(BaseException):
+    """Comes instead of what was taken back."""
+
+
+def _raise_in_thread(thread_id: int, kind: type[BaseException]) -> None:
+    """Have ``kind`` raised in a thread at its next bytecode, instead of what is on its way. See PyThreadState_SetAsyncExc."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind))
+
+
+def look_no_more() -> None:
+    """What is on its way to this thread does not come. What is on its way to others is looked for when they come out of the
+    C code that they are in, and not before."""
+    try:
+        _raise_in_thread(threading.get_ident(), _TakenBack)
+        for _ in range(100):  # it comes before the first of these, if it is not lost
+            pass
+    except _TakenBack:
+        pass
 
 
 def hear_of_lost() -> None:
@@ -226,10 +247,10 @@ def hear_of_lost() -> None:
 
     def hook(unraisable: Any) -> None:
         attempt = _in_threads.get(threading.get_ident())
-        if attempt is None or not issubclass(unraisable.exc_type, JobInterrupted):
-            before(unraisable)
-        else:
+        if attempt is not None and issubclass(unraisable.exc_type, JobInterrupted):
             attempt.lost = True
+        elif not issubclass(unraisable.exc_type, _TakenBack):
+            before(unraisable)
 
     hook.hears_of_lost = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook

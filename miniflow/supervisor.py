@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from miniflow import outcome
-from miniflow.attempts import Attempt, Running, hear_of_lost
+from miniflow.attempts import Attempt, Running, hear_of_lost, look_no_more
 from miniflow.clock import Clock
 from miniflow.errors import JobCancelled, JobStalled, JobTimeout
 from miniflow.heartbeat import Heartbeats
@@ -149,4 +149,5 @@ class Supervisor:
         self._logs.last_word(attempt, "WARNING", f"{ending.error}{advice}")
         self._jobs.post_end(ending)
         self._consumer.abandon(attempt)
+        look_no_more()  # it may be deaf for hours
         log.warning("job %s (%s): %s", claimed.id, claimed.task, ending.error)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from miniflow.attempts import Attempt, Claimed, Running
 from miniflow.errors import JobCancelled, JobInterrupted, JobReturned, JobTimeout
 from miniflow.executors import thread as thread_executor
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 ROUNDS = 400
 
@@ -76,6 +79,12 @@ def spin(begun: threading.Event) -> Callable[[], None]:
             pass
 
     return body
+
+
+def take_naps(alarms: list[threading.Event]) -> None:
+    """No Event that is used twice: an interrupt that comes inside of one leaves it locked."""
+    for alarm in alarms:
+        alarm.wait(0.01)
 
 
 def as_much_as_any_worker_does() -> int:
@@ -295,6 +304,87 @@ def test_an_interrupt_that_comes_in_the_bodys_last_line_is_heard_there_or_not_at
     worker.join(10 * PATIENCE)
 
     assert outcome in (["in the body", "quiet"], ["quiet"])
+
+
+TRACED = """
+import sys, threading
+from miniflow.attempts import Attempt, Claimed, look_no_more
+from miniflow.errors import JobCancelled
+from miniflow.executors import thread
+
+attempt = Attempt(Claimed(1, "id", *["x"] * 5, 0, *[0] * 11), "w", 0)
+
+def calls():
+    return [str(n) for n in range(100)]
+
+def run():
+    try:
+        thread.run(attempt, body)
+    except JobCancelled:
+        print("interrupted")
+
+def trace():
+    sys.settrace(lambda *_: None)
+    calls()
+    sys.settrace(None)
+    print("traced")
+"""
+HEARS = """
+def body():
+    attempt.interrupt(JobCancelled(), 0)
+    while True:
+        pass
+
+worker = threading.Thread(target=run)
+worker.start()
+worker.join()
+trace()
+"""
+DEAF = """
+deaf = threading.Lock()
+deaf.acquire()
+
+def body():
+    deaf.acquire()
+    while True:
+        pass
+
+worker = threading.Thread(target=run)
+worker.start()
+while not attempt.entered:
+    pass
+attempt.interrupt(JobCancelled(), 0)
+look_no_more()
+trace()
+deaf.release()
+worker.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"), [(HEARS, "interrupted traced"), (DEAF, "traced interrupted")], ids=["hears", "is deaf for long"]
+)
+def test_python_does_not_go_on_looking_for_what_has_come_or_will_not(rest: str, said: str) -> None:
+    """It does so ever after, up to 3.12: 3.11 does not come on from a call that is traced meanwhile, 3.12 is slow."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED + rest], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, said.split()), done.stderr
+
+
+def test_of_two_that_are_interrupted_at_once_each_hears_of_it() -> None:
+    """Python up to 3.12 stops looking when one has come, and looks again when a thread comes out of C code."""
+    for _ in range(5):
+        attempts = [Attempt(claimed(seq=seq), "w", 0) for seq in (1, 2)]
+        begun = threading.Event()
+        naps = Body(attempts[0], partial(take_naps, [threading.Event() for _ in range(10_000)]))
+        spins = Body(attempts[1], spin(begun))
+        assert begun.wait(5 * PATIENCE)
+        wait_until(lambda attempts=attempts: attempts[0].entered, 5, "the other to begin")
+        for one in attempts:
+            one.interrupt(JobCancelled(), 0)
+        assert isinstance(spins.ended().raised, JobCancelled)
+        assert isinstance(naps.ended().raised, JobCancelled)
 
 
 def test_leaving_twice_is_leaving_once(attempt: Attempt) -> None:
