@@ -1,4 +1,4 @@
-"""Cancelling many rows in one transaction: for verbs on many jobs, and for workflows."""
+"""Cancelling many rows in one transaction, for bulk verbs and workflows; and what was asked to stop and would run again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from miniflow import statements as sql
+from miniflow.model import Ending
 from miniflow.states import TERMINAL, WAITING, State
 from miniflow.writer import Transaction, json_text
 
@@ -54,3 +55,16 @@ def cancel_rows(jobs: Jobs, tx: Transaction, seqs: list[int], *, stop_running: b
         jobs.ended(tx, [row.seq for row in waiting])
         jobs.publish(tx, lambda: [row.id for row in waiting])
     return len(waiting) + (len(running) if stop_running else 0)
+
+
+def not_again_if_asked(tx: Transaction, endings: list[Ending]) -> list[Ending]:
+    """The ends as they are to be written: one that was asked to stop is not run again, but cancelled. Its body need not know: it
+    may have failed already when somebody asked, or have been told before to end for another reason, its timeout say."""
+    again = [ending.attempt.claimed.seq for ending in endings if ending.state not in TERMINAL]
+    asked = {seq for (seq,) in tx.run(sql.ASKED_TO_STOP, json_text(again))} if again else set()
+    return [
+        ending._replace(state=State.CANCELLED, run_at=None, error=ending.error or State.CANCELLED)
+        if ending.attempt.claimed.seq in asked and ending.state not in TERMINAL
+        else ending
+        for ending in endings
+    ]

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from miniflow import rule_statements as ruled
 from miniflow import statements as sql
 from miniflow.attempts import Attempt, Claimed, Running
+from miniflow.cancelling import not_again_if_asked
 from miniflow.checkpoints import Checkpoints
 from miniflow.claiming import Claiming
 from miniflow.clock import SettledClock
@@ -170,13 +171,13 @@ class Jobs:
         tx.on_rollback(undo)
 
     def _end(self, tx: Transaction, ops: list[Operation]) -> None:
-        self._ended(tx, ops)
+        self._ended(tx, [op.argument for op in ops])
 
-    def _ended(self, tx: Transaction, ops: list[Operation]) -> bool:
+    def _ended(self, tx: Transaction, endings: list[Ending]) -> bool:
         """False if it was one, and refused."""
+        endings = not_again_if_asked(tx, endings)
         rows = []
-        for op in ops:
-            e: Ending = op.argument
+        for e in endings:
             a = e.attempt
             claimed = a.claimed
             begun = 1 if a.marked or not a.charged else 0
@@ -195,20 +196,19 @@ class Jobs:
                 )
             )
         if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms, tx.number) < len(rows):
-            if len(ops) > 1:
+            if len(endings) > 1:
                 raise Singly
-            attempt = ops[0].argument.attempt
+            attempt = endings[0].attempt
             log.warning(
                 "refused the late end of attempt %d of job %s: its lease is gone", attempt.number, attempt.claimed.id
             )
             return False
-        endings = [op.argument for op in ops]
         self.left(tx, [e.attempt for e in endings])
         self._count_ends(tx, endings)
         if self.dependencies.waited_for or self.workflows.active(tx):
             self.ended(tx, [e.attempt.claimed.seq for e in endings if e.state in TERMINAL])
         tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
-        failed = [op.argument for op in ops if op.argument.outcome is not None]
+        failed = [e for e in endings if e.outcome is not None]
         if failed:
             history = [
                 (
@@ -227,12 +227,12 @@ class Jobs:
         for ending in endings:
             if ending.after is not None:
                 ending.after(tx)
-        self.publish(tx, lambda: [op.argument.attempt.claimed.id for op in ops if op.argument.state in TERMINAL])
+        self.publish(tx, lambda: [e.attempt.claimed.id for e in endings if e.state in TERMINAL])
         return True
 
     def end(self, tx: Transaction, ending: Ending) -> bool:
         """Write an end in a transaction under way; False if it is refused, since the lease is gone."""
-        return self._ended(tx, [Operation("end", ending)])
+        return self._ended(tx, [ending])
 
     def left(self, tx: Transaction, attempts: list[Attempt]) -> None:
         """The leases of these are gone in this transaction: what they held is free."""
