@@ -89,7 +89,6 @@ class Attempt:
         "heartbeat_ms",
         "loan",
         "log",
-        "loop_thread",
         "lost",
         "marked",
         "number",
@@ -99,6 +98,7 @@ class Attempt:
         "stalled",
         "started_at",
         "trace",
+        "untold",
         "worker_id",
     )
 
@@ -123,7 +123,8 @@ class Attempt:
         self.silent_ms = 0  # as of the last look
         self.stalled = False
         self.lost = False  # what was raised into its thread has come where Python cannot raise
-        self.loop_thread: int | None = None  # of a coroutine that was not told yet that it is cancelled
+        # Of a coroutine: what tells the code that asks of a cancel; None where it need not be told.
+        self.untold: Callable[[], BaseException | None] | None = None
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
@@ -173,7 +174,7 @@ class Attempt:
             if self._over:
                 return
             self._over = True
-            self.loop_thread = None
+            self.untold = None
             if self._thread_id is not None:
                 _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:
@@ -181,10 +182,9 @@ class Attempt:
 
     def raise_in_coroutine(self) -> None:
         """For what a coroutine calls. Its loop can tell it of a cancel only where it awaits; one that computes and prints, and
-        does not await, is told here, once."""
-        if self._pending is not None and self.loop_thread == threading.get_ident():
-            self.loop_thread = None
-            raise self._pending
+        does not await, is told here, once; so is what it has set going beside itself."""
+        if self._pending is not None and (untold := self.untold) is not None and (news := untold()) is not None:
+            raise news
 
     # ------------------------------------------------------------------------------------------------------ other threads
 

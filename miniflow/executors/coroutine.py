@@ -169,14 +169,25 @@ def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     async def supervised() -> Any:
         return await task
 
+    thread, told = threading.get_ident(), set[asyncio.Task[Any]]()
+
+    def untold() -> BaseException | None:
+        """What tells this code of the cancel: the coroutine, or a task that it has set going beside itself, which was not told
+        yet. What such a task is told the coroutine need not hear of, so each is told by itself; in a callback nobody is."""
+        here = asyncio.current_task(loop) if threading.get_ident() == thread else None
+        if here is None or here in told:
+            return None
+        told.add(here)
+        return attempt.pending if here is task else asyncio.CancelledError()
+
     def tell() -> None:
-        if attempt.loop_thread is not None:  # it was not told while it printed
-            attempt.loop_thread = None
+        if task not in told:  # it was not told while it printed
+            told.add(task)
             task.cancel()
 
     try:
         try:
-            attempt.loop_thread = threading.get_ident()
+            attempt.untold = untold
             attempt.enter(None, cancel=lambda: loop.call_soon_threadsafe(tell))
         except BaseException:  # asked to stop before it began
             task.cancel()

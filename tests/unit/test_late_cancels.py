@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from miniflow.errors import JobTimeout
 from miniflow.states import State
 from tests.engines import Engines, Gate, cancel, history, row, submit, wait_for_state
+from tests.waiting import wait_until
 from tests.workflows import act, ended, start
 
 AT_ONCE: dict[str, Any] = {"max_retries": 3, "retry": [0]}
@@ -99,4 +101,38 @@ def test_a_cancel_that_comes_before_a_failure_is_written_keeps_it_from_running_a
     assert job.attempt == len(begun) == 1
     assert row(engines.path, job_id).last_error == "ValueError: no"
     assert history(engines.path, job_id) == [(1, "failed", "ValueError")]
+    engines.stop(engine)
+
+
+@pytest.mark.parametrize("kind", ["another task", "a callback"])
+def test_what_a_coroutine_has_set_going_beside_itself_does_not_take_its_cancel_away(
+    engines: Engines, gate: Gate, kind: str
+) -> None:
+    """It prints after the cancel was asked for, and before the loop comes to tell the coroutine."""
+
+    set_going: list[asyncio.Task[None]] = []
+
+    def says() -> None:
+        gate.pass_through()
+        print("beside it")
+
+    async def beside() -> None:
+        says()
+
+    async def waits() -> None:
+        if kind == "a callback":
+            asyncio.get_running_loop().call_soon(says)
+        else:
+            set_going.append(asyncio.create_task(beside()))
+        await asyncio.Event().wait()
+
+    engine = engines(waits, stop_grace=60)
+    job_id = submit(engine, "waits")
+    gate.wait_for_arrival()
+    assert cancel(engine, job_id) == State.RUNNING
+    gate.open()
+
+    job = wait_for_state(engines.path, job_id)
+    assert (job.state, job.last_error) == (State.CANCELLED, "JobCancelled: the job was cancelled")
+    wait_until(lambda: len(engine.async_lane), 5, "its slot to be free", until=lambda n: n == 0)
     engines.stop(engine)
