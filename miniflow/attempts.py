@@ -261,17 +261,21 @@ class Running:
 
     def __init__(self) -> None:
         self._by_seq: dict[int, Attempt] = {}
+        self._changing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_seq)
 
     def add(self, attempt: Attempt) -> None:
-        self._by_seq[attempt.claimed.seq] = attempt
+        with self._changing:
+            self._by_seq[attempt.claimed.seq] = attempt
 
     def remove(self, attempt: Attempt) -> None:
-        # A given-up attempt ends long after another took its place: only its own entry goes.
-        if self._by_seq.get(attempt.claimed.seq) is attempt:
-            del self._by_seq[attempt.claimed.seq]
+        # Another may have taken its place, or take it just now: a given-up one ends long after, and the next one of a job may
+        # begin as soon as the end of this one is posted. Only its own entry goes.
+        with self._changing:
+            if self._by_seq.get(attempt.claimed.seq) is attempt:
+                del self._by_seq[attempt.claimed.seq]
 
     def find(self, seq: int) -> Attempt | None:
         return self._by_seq.get(seq)

@@ -199,8 +199,7 @@ class Checkpoints:
 
     def post_suspension(self, run: Run, suspension: Suspension) -> None:
         """Put a run to sleep, without waiting. The caller has won ``attempt.finish()``."""
-        self._jobs.forget(run.attempt)
-        self._writer.post(Operation("suspend", Asleep(run, suspension), keep=True))
+        self._jobs.forget(run.attempt, Operation("suspend", Asleep(run, suspension), keep=True))
 
     def _suspend(self, tx: Transaction, ops: list[Operation]) -> None:
         asleep: list[Asleep] = [op.argument for op in ops]

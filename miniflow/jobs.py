@@ -135,15 +135,18 @@ class Jobs:
 
     def post_end(self, ending: Ending, operation: Operation | None = None) -> None:
         """Write how an attempt ended, without waiting. The caller has won ``attempt.finish()``."""
-        self.forget(ending.attempt)
-        self.writer.post(operation or Operation("end", ending, keep=True))
+        self.forget(ending.attempt, operation or Operation("end", ending, keep=True))
 
-    def forget(self, attempt: Attempt) -> None:
-        """It runs no more; what became of it is still to be written."""
+    def forget(self, attempt: Attempt, last: Operation | None = None) -> None:
+        """It runs no more. ``last`` is what is still to be written of it, and is posted here: a stop waits until it is."""
         self._marks.pop(attempt.claimed.seq, None)
-        self.running.remove(attempt)
         if attempt.log is not None:
             attempt.log.end()
+        try:
+            if last is not None:
+                self.writer.post(last)
+        finally:
+            self.running.remove(attempt)
 
     def _begin(self, tx: Transaction) -> None:
         if not self._marks:

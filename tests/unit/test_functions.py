@@ -320,7 +320,7 @@ def test_a_sleep_holds_no_worker_counts_no_attempt_and_lasts_over_a_restart(engi
     job = asleep(engines.path, run)
     assert (job.state, job.attempt, job.lease) == (State.SCHEDULED, 0, None)
     assert job.run_at == clock.now_ms() + DAY_MS
-    assert len(engine.running) == 0
+    wait_until(lambda: len(engine.running), 5, "nothing to run", until=lambda n: n == 0)
     engines.stop(engine)
 
     engine = engines(functions(order), clock=clock)

@@ -185,7 +185,7 @@ def test_gathered_steps_that_are_to_be_tried_again_wait_without_a_worker_when_th
     run = begin(engine, "order")
     job = asleep(engines.path, run)
     assert (job.state, job.run_at - clock.now_ms()) == (State.SCHEDULED, 60_000)
-    assert len(engine.running) == 0
+    wait_until(lambda: len(engine.running), 5, "nothing to run", until=lambda n: n == 0)
     for _ in range(2):
         clock.advance(60_000)
         settle(engine)

@@ -1,0 +1,48 @@
+"""What a stop meets in the midst of something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from miniflow.operations import Operation
+from miniflow.states import State
+from tests.engines import Engines, row, submit
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Engines]:
+    with Engines(tmp_path) as made:
+        yield made
+
+
+def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun = engines.gate(), []
+
+    def work() -> None:
+        begun.append(1)
+
+    engine = engines(work)
+    post = engine.writer.post
+
+    def late(*operations: Operation) -> None:
+        if operations[0].kind == "end":
+            gate.pass_through()
+        post(*operations)
+
+    monkeypatch.setattr(engine.writer, "post", late)
+    job_id = submit(engine, "work")
+    gate.wait_for_arrival()
+    engine.stop_taking()
+    assert not engine.wait_for_running(0), "its end is not in the hands of the writer"
+    gate.open()
+    assert engines.stop(engine) == 0
+
+    job = row(engines.path, job_id)
+    assert (job.state, job.attempt, job.crashes) == (State.COMPLETED, 1, 0)
+    assert engines(work).recovered == (0, 0, 0)
+    assert begun == [1]
