@@ -165,6 +165,10 @@ class Attempt:
             if thread_id is not None:
                 _in_threads[thread_id] = self
             if self._pending is not None:  # asked to stop between the claim and here
+                if self.abandon_at_boot_ms is not None:
+                    self.abandon_at_boot_ms += (
+                        patience_ms  # what was handed ahead runs already, and is ended all the same
+                    )
                 raise self._pending
 
     def leave(self) -> None:

@@ -414,6 +414,15 @@ def test_a_coroutine_that_has_ended_is_not_cancelled(attempt: Attempt) -> None:
     assert not cancelled
 
 
+def test_a_process_has_as_long_to_end_if_it_was_asked_to_before_its_worker_came_to_it(attempt: Attempt) -> None:
+    """A job that was handed ahead has begun by itself, and may be asked to stop before the thread that waits for it is there."""
+    assert attempt.interrupt(JobCancelled(), 1_000)
+    with pytest.raises(JobCancelled):
+        attempt.enter(None, cancel=lambda: None, patience_ms=500)
+
+    assert attempt.abandon_at_boot_ms == 1_500
+
+
 # ------------------------------------------------------------------------------------------------------ those under way
 
 
