@@ -110,6 +110,7 @@ class Child:
         self._beat_at_ms = 0
         self._turns: ChildTurns | None = None
         self._alone = False  # no job that was handed ahead is begun: the server has to see to something first
+        self._ends = False  # asked to stop while no job was under way
         self.run: Run | None = None  # the job under way
 
     def __repr__(self) -> str:
@@ -177,7 +178,8 @@ class Child:
 
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         run = self.run
-        if run is None:  # between two jobs: the server ends us
+        if run is None:  # between two jobs, or on the way to the first: the server ends us, and no other is begun
+            self._ends = True
             return
         late = run.deadline_ms is not None and self._clock.boot_ms() >= run.deadline_ms
         self._pending = JobTimeout("the job is over its timeout") if late else JobCancelled("the job was cancelled")
@@ -211,6 +213,8 @@ class Child:
         log = RemoteLog(lambda said: self.send(said, of=run))
         try:
             self.run = run
+            if self._ends:
+                raise JobCancelled("the job was cancelled")
             with context.use(lambda: self._context(run), lambda: log):
                 try:
                     args, kwargs = spec.binding.arguments(run.payload)
