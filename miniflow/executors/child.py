@@ -110,6 +110,8 @@ class Child:
         self._beat_at_ms = 0
         self._turns: ChildTurns | None = None
         self._alone = False  # no job that was handed ahead is begun: the server has to see to something first
+        self._in_a_message = False  # the thread that hears signals writes one
+        self._untold: JobInterrupted | None = None  # what it is to raise after that
         self._ends = False  # asked to stop while no job was under way
         self.run: Run | None = None  # the job under way
 
@@ -143,12 +145,19 @@ class Child:
         """Whole messages only, from any thread; waits while the server does not read. What is said ``of`` a job that is over is
         not sent, since another would get it: False. It is over before its answer is sent, so this is asked where no answer can
         come between."""
-        data = frame(message)
+        data, hears_signals = frame(message), threading.current_thread() is threading.main_thread()
         with self._sending:
             if of is not None and self.run is not of:
                 return False
-            while data:
-                data = data[os.write(self._out, data) :]
+            self._in_a_message = hears_signals
+            try:
+                while data:
+                    data = data[os.write(self._out, data) :]
+            finally:
+                self._in_a_message = False
+        if hears_signals and self._untold is not None:
+            untold, self._untold = self._untold, None
+            raise untold
         return True
 
     # ----------------------------------------------------------------------------------------------------- the beginning
@@ -183,6 +192,9 @@ class Child:
             return
         late = run.deadline_ms is not None and self._clock.boot_ms() >= run.deadline_ms
         self._pending = JobTimeout("the job is over its timeout") if late else JobCancelled("the job was cancelled")
+        if self._in_a_message:  # raised here it would leave the server with a part of it
+            self._untold = self._pending
+            return
         raise self._pending
 
     # ----------------------------------------------------------------------------------------------------------- jobs

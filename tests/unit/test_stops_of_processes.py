@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from miniflow.engine import Engine
+from miniflow.executors.messages import Beat, Frames, FromChild, Said
 from miniflow.huey_adapter import JobsHuey
 from miniflow.settings import Settings
 from miniflow.states import State
@@ -69,3 +73,52 @@ def test_a_job_that_is_cancelled_while_its_process_loads_the_tasks_does_not_begi
 
     assert wait_for_state(engine.database.path, job_id, timeout_s=20).state == State.CANCELLED
     assert not (tmp_path / "tasks" / "begun").exists()
+
+
+SAYS_ONE_THING = """
+import os
+import signal
+
+from miniflow.errors import JobInterrupted
+from miniflow.executors.child import Child
+from miniflow.executors.messages import Beat, Run, Said
+
+child = Child(0, 1)
+child.run = Run("id", "work", "default", 1, 0, "{}", None, "max_result_bytes", 1, None, None, None, None)
+signal.signal(signal.SIGTERM, child._on_stop)
+try:
+    child.send(Said("INFO", "x" * 1_000_000))
+except JobInterrupted:
+    child.send(Beat())
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the pipe how much is in it")
+def test_a_stop_in_the_midst_of_a_message_leaves_it_whole() -> None:
+    """The server does not read just now, so a part of it is in the pipe when the stop comes."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SAYS_ONE_THING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        out = child.stdout
+        assert out is not None
+        wait_until(lambda: unread(out), 20, "the pipe to be full", until=lambda n: n >= 65_536)
+        child.send_signal(signal.SIGTERM)
+        wait_until(lambda: handled(child.pid), 5, "it to hear of that")
+        found = Frames(FromChild).feed(out.read())
+
+    assert [type(one) for one in found] == [Said, Beat]
+
+
+def unread(pipe: IO[bytes]) -> int:
+    """How many bytes are in it."""
+    import fcntl
+    import termios
+
+    return int.from_bytes(fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def handled(pid: int) -> bool:
+    """Whether no signal waits for it any more."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status["SigPnd"], 16) == int(status["ShdPnd"], 16) == 0
