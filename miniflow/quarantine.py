@@ -52,12 +52,12 @@ class Quarantine:
         if self.due_in_s() > 0:
             return []
         seq = self._waiting.pop()
-        before = self.current
+        before = self.current, self._over_at_boot_ms
         self.current, self._over_at_boot_ms = None, math.inf
 
         def undo() -> None:
             self._waiting.append(seq)
-            self.current = before
+            self.current, self._over_at_boot_ms = before
 
         tx.on_rollback(undo)
         if not tx.change(sql.CLAIM_IF_ASIDE, lease, seq, ASIDE):
