@@ -343,6 +343,7 @@ class Jobs:
         for _, _, queue in gone:
             tx.count(State.QUEUED, queue, -1)
             tx.count(State.CANCELLED, queue)
+        tx.on_commit(lambda: self.quarantine.ended(*(seq for seq, _, _ in gone)))
         self.ended(tx, [seq for seq, _, _ in gone])
         self.dependencies.settle(tx)  # a claim comes after the steps of its group that would
         self.workflows.settle(tx)

@@ -83,13 +83,14 @@ class Quarantine:
         if seq == self.current:
             self._over_at_boot_ms = self._clock.boot_ms() + round(ISOLATION_S * 1000)
 
-    def ended(self, seq: int) -> None:
-        """The row has ended, or is no longer to run."""
-        if seq == self.current:
-            self.current = None
-            self._writer.nudge()
-        elif seq in self._waiting:
-            self._waiting.remove(seq)
+    def ended(self, *seqs: int) -> None:
+        """The rows have ended, or are no longer to run."""
+        for seq in seqs:
+            if seq == self.current:
+                self.current = None
+                self._writer.nudge()
+            elif seq in self._waiting:
+                self._waiting.remove(seq)
 
     def holds(self, seq: int) -> bool:
         """Whether the row is put aside right now."""

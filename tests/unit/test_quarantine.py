@@ -14,6 +14,7 @@ from miniflow.registry import Registry, collecting
 from miniflow.states import State
 from miniflow.writer import Transaction
 from tests.engines import Engines, FakeClock, Gate, row, submit, wait_for_ends, wait_for_state
+from tests.waiting import wait_until
 
 LONG_MS = round(ISOLATION_S * 1000)
 
@@ -38,6 +39,10 @@ def tasks(gate: Gate) -> Registry:
         def hold() -> None:
             gate.pass_through()
 
+        @task(concurrency_key="key", on_conflict="cancel_running")
+        def newest(key: str) -> None:
+            gate.pass_through()
+
     return own
 
 
@@ -46,7 +51,7 @@ def crashed(engines: Engines, tasks: Registry, clock: FakeClock, *names: str) ->
     engine = engines(tasks, clock=clock, workers=len(names))
     ids = []
     for name in names:
-        ids.append(submit(engine, name))
+        ids.append(submit(engine, name, {"key": "a"} if name == "newest" else {}))
         wait_for_state(engines.path, ids[-1], State.RUNNING)
     engines.crash(engine)
     return ids
@@ -75,5 +80,24 @@ def test_the_next_has_its_turn_where_the_group_that_brought_it_forward_was_rolle
     wait_for_state(engines.path, second, State.RUNNING)
     assert full
     gate.open()
+    wait_for_ends(engines.path)
+    engines.stop(engine)
+
+
+def test_the_next_has_its_turn_where_a_newer_job_took_the_place_of_the_one_before(
+    engines: Engines, tasks: Registry, gate: Gate
+) -> None:
+    clock = FakeClock()
+    first, second, third = crashed(engines, tasks, clock, "hold", "newest", "hold")
+    engine = engines(tasks, clock=clock, workers=1)
+    wait_for_state(engines.path, first, State.RUNNING)
+    clock.advance(LONG_MS)
+    held = row(engines.path, second).seq
+    wait_until(lambda: engine.readahead.holds(held), 5, "the second to wait for the worker")
+    submit(engine, "newest", {"key": "a"})
+    wait_for_state(engines.path, second, State.CANCELLED)
+    gate.open()
+
+    wait_for_state(engines.path, third, State.COMPLETED)
     wait_for_ends(engines.path)
     engines.stop(engine)
