@@ -42,15 +42,28 @@ def recover(tx: Transaction) -> tuple[Recovered, Suspects]:
     stopped = [row for row in begun if row[8] is not None]
     again = [row for row in begun if row[8] is None and row[5] + 1 < CRASHES_MAX]
     buried = [row for row in begun if row[8] is None and row[5] + 1 >= CRASHES_MAX]
+    # A worker had them and was asked to stop, and the file was not told yet that they had begun.
+    stopped_unbegun = [row for row in left if row[1] == State.QUEUED and row[8] is not None]
+    _cancel(tx, stopped_unbegun)
     tx.run(sql.RECOVER_UNBEGUN)
     _move(tx, stopped, sql.CANCEL_CRASHED, State.CANCELLED, "cancelled; " + CRASHED)
     _move(tx, again, sql.RECOVER_CRASHED, State.QUEUED, CRASHED)
     _move(tx, buried, sql.BURY_CRASHED, State.DEAD_LETTER, BURIED)
-    ended = {row[0] for row in (*stopped, *buried)}
-    counts = Recovered(len(left) - len(begun), len(again), len(buried) + len(stopped))
+    cancelled = [*stopped, *stopped_unbegun]
+    ended = {row[0] for row in (*cancelled, *buried)}
+    counts = Recovered(len(left) - len(begun) - len(stopped_unbegun), len(again), len(buried) + len(cancelled))
     alive = [row for row in left if row[0] not in ended]
     crashed = [(row[0], row[2]) for row in alive if row[1] == State.RUNNING or row[5] > 0]
     return counts, Suspects({row[0] for row in alive}, crashed, sorted(ended))
+
+
+def _cancel(tx: Transaction, rows: list[Any]) -> None:
+    if not rows:
+        return
+    tx.run(sql.CANCEL_IF_WAITING, json_text([row[0] for row in rows]), tx.now_ms, tx.number)
+    for _, _, queue, *_ in rows:
+        tx.count(State.QUEUED, queue, -1)
+        tx.count(State.CANCELLED, queue)
 
 
 def _move(tx: Transaction, rows: list[Any], statement: str, state: State, words: str) -> None:

@@ -136,3 +136,26 @@ def test_what_a_coroutine_has_set_going_beside_itself_does_not_take_its_cancel_a
     assert (job.state, job.last_error) == (State.CANCELLED, "JobCancelled: the job was cancelled")
     wait_until(lambda: len(engine.async_lane), 5, "its slot to be free", until=lambda n: n == 0)
     engines.stop(engine)
+
+
+def test_a_cancel_is_kept_where_the_process_dies_before_it_is_in_the_file_that_the_job_has_begun(
+    engines: Engines, gate: Gate
+) -> None:
+    begun: list[int] = []
+
+    def work() -> None:
+        begun.append(1)
+
+    engine = engines(work)
+    engine.huey.pre_execute("waits")(lambda _: gate.pass_through())  # a worker has it, and its body is yet to begin
+    job_id = submit(engine, "work")
+    gate.wait_for_arrival()
+    assert cancel(engine, job_id) == State.RUNNING
+    assert row(engines.path, job_id).state == State.QUEUED
+    engines.crash(engine)
+    engine = engines(work)
+
+    assert wait_for_state(engines.path, job_id).state == State.CANCELLED
+    assert not begun
+    assert engine.recovered == (0, 0, 1)
+    engines.stop(engine)
