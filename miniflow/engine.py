@@ -107,7 +107,8 @@ class Engine:
         services = self.services = self._services()
         self.huey.attach(services, self.intake, self.database.path, self.registry)
         self.consumer = JobConsumer(self.huey, readahead=self.readahead, begin=self.begin, prefix=self.prefix)
-        self.async_lane = AsyncLane(self.readahead, self._begin_async, self.huey.run_attempt, settings.async_slots)
+        run, refuse = self.huey.run_attempt, self.huey.refuse
+        self.async_lane = AsyncLane(self.readahead, self._begin_async, run, refuse, settings.async_slots)
         self.lane = self._lane(services)
         size = PoolSize(settings.workers, settings.async_slots, settings.processes)
         self.pool = Pool(self.jobs, self.readahead, self.consumer, self.async_lane, self.lane, size)

@@ -33,9 +33,14 @@ class AsyncLane:
     """Takes jobs from the "async" lane of the read-ahead while it has free slots."""
 
     def __init__(
-        self, readahead: ReadAhead, begin: Callable[[Claimed], Attempt], execute: Callable[[Attempt], None], slots: int
+        self,
+        readahead: ReadAhead,
+        begin: Callable[[Claimed], Attempt],
+        execute: Callable[[Attempt], None],
+        refuse: Callable[[Attempt, BaseException], None],
+        slots: int,
     ) -> None:
-        self._readahead, self._begin, self._execute = readahead, begin, execute
+        self._readahead, self._begin, self._execute, self._refuse = readahead, begin, execute, refuse
         self.slots = slots
         self._tasks: dict[asyncio.Task[None], Attempt] = {}
         self._loop = MeasuredLoop()
@@ -122,7 +127,14 @@ class AsyncLane:
         self._fill()
 
     async def _run(self, attempt: Attempt) -> None:
-        await in_greenlet(lambda: self._execute(attempt))
+        try:
+            await in_greenlet(lambda: self._execute(attempt))
+        except BaseException as exc:  # outside of the body, a hook say: the job must not stay leased
+            self._refuse(attempt, exc)
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):  # they would end the loop, and with it every other job
+                log.exception("running job %s failed outside of its body", attempt.claimed.id)
+                return
+            raise
 
 
 async def in_greenlet(function: Callable[[], Any]) -> Any:

@@ -822,6 +822,30 @@ def test_a_running_coroutine_can_be_cancelled(engines: Engines, gate: Gate) -> N
     wait_until(lambda: len(engine.async_lane), 5, "its slot to be free", until=lambda n: n == 0)
 
 
+@pytest.mark.parametrize("error", [SystemExit("out of the blue"), asyncio.CancelledError("out of the blue")])
+def test_a_coroutine_whose_job_fails_outside_of_its_body_is_not_forgotten_and_the_others_go_on(
+    engines: Engines, error: BaseException
+) -> None:
+    async def work() -> str:
+        return "done"
+
+    engine = engines(work)
+    hook = engine.huey.pre_execute("once")
+
+    def once(_: Any) -> None:
+        engine.huey.unregister_pre_execute("once")
+        raise error
+
+    hook(once)
+    lost = submit(engine, "work")
+
+    assert wait_for_state(engines.path, lost).state == State.DEAD_LETTER
+    after = submit(engine, "work")
+    assert wait_for_state(engines.path, after).state == State.COMPLETED
+    wait_until(lambda: len(engine.async_lane), 5, "their slots to be free", until=lambda n: n == 0)
+    engines.stop(engine)
+
+
 def test_a_coroutine_that_blocks_the_loop_does_not_hold_up_a_stop(engines: Engines) -> None:
     gate = engines.gate()
 
