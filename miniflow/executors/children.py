@@ -239,11 +239,14 @@ class Children:
             self.recycled_total += 1
             self.discard(child)
             return
+        self._keep(child)
+
+    def _keep(self, child: Child) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(child)
                 return
-        self.discard(child)
+        self.discard(child)  # the server has stopped meanwhile: nobody would end it
 
     def prepare(self) -> None:
         """Have one more ready. It gets ready by itself: this does not wait."""
@@ -254,8 +257,7 @@ class Children:
             child = self._start()
         except OSError:  # the next job tries again, and says so if it cannot be
             return
-        with self._lock:
-            self._idle.append(child)
+        self._keep(child)
 
     def discard(self, child: Child) -> int:
         """End it; how many other processes were left in it."""

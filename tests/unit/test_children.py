@@ -76,6 +76,24 @@ def test_a_child_outlives_the_worker_that_started_it(tmp_path: Path) -> None:
     processes.close()
 
 
+def test_a_child_that_was_to_be_ready_for_the_next_job_is_ended_where_the_server_stops_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = Processes(SystemClock(), grace_ms=100, niceness=0)
+    warm = Children(processes, lambda: children.hello(str(tmp_path), debug=False), jobs_max=10, memory_max=10**9)
+    start = warm._start
+
+    def while_it_stops() -> Child:
+        child = start()
+        warm.close()
+        return child
+
+    monkeypatch.setattr(warm, "_start", while_it_stops)
+    warm.prepare()
+    assert warm.alive == 0
+    processes.close()
+
+
 def wardens() -> list[psutil.Process]:
     return [one for one in psutil.Process().children() if one.status() != "zombie" and "_warden" in one.cmdline()]
 
