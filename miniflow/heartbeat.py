@@ -100,7 +100,12 @@ class Heartbeats:
         if not self._found:
             return
         found = [self._found.pop(seq) for seq in list(self._found)]
-        tx.on_rollback(lambda: self._found.update({one.claimed.seq: (one, at) for one, at in found}))
+
+        def undo() -> None:
+            for attempt, at in found:  # what has been found since is newer
+                self._found.setdefault(attempt.claimed.seq, (attempt, at))
+
+        tx.on_rollback(undo)
         rows = [(attempt.claimed.seq, attempt.claimed.lease, at) for attempt, at in found]
         tx.run(sql.SET_STALLED_IF_RUNNING, json_text(rows), tx.now_ms, tx.number)
         for attempt, at in found:

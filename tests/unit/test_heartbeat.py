@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
+import apsw
 import pytest
 
 from miniflow import current_job, task
@@ -16,6 +17,7 @@ from miniflow.context import JobContext
 from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest
 from miniflow.states import State
+from miniflow.writer import Transaction
 from tests.engines import Engines, FakeClock, Gate, history, new_job, row, submit, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.waiting import PATIENCE, wait_until
@@ -325,3 +327,37 @@ def test_a_promise_that_makes_no_sense_is_refused(
 def test_a_task_whose_promise_makes_no_sense_is_refused(options: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         task(name="odd", **options)(lambda: None)  # type: ignore[call-overload]
+
+
+def test_a_job_that_is_heard_again_while_the_disk_is_full_is_not_said_to_be_silent(
+    engines: Engines, clock: FakeClock, gate: Gate, patient: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word that it was silent is kept for later, and another has come by then."""
+    monkeypatch.setattr("miniflow.writer.POSTPONED_S", 0.05)
+    silence = Silence(engines, clock, patient)
+    job_id = submit(silence.engine, "patient", heartbeat=1, on_stall="warn")
+    gate.wait_for_arrival()
+    wait_for_state(engines.path, job_id, State.RUNNING)
+    attempt = silence.attempt()
+    full, heard = threading.Event(), threading.Event()
+    count = Transaction.count
+
+    def fill_the_disk_once(tx: Transaction, name: str, label: str, n: int = 1) -> None:
+        if name == "stalled" and not full.is_set():
+            full.set()
+            assert heard.wait(30)
+            raise apsw.FullError("once")
+        count(tx, name, label, n)
+
+    monkeypatch.setattr(Transaction, "count", fill_the_disk_once)
+    silence.pass_time(1.2)
+    wait_until(full.is_set, 5, "the writer to write that it is silent")
+    attempt.beat()
+    silence.pass_time(0.2)
+    heard.set()
+    submit(silence.engine, "patient", delay=60)  # in the file after what was kept
+
+    assert not attempt.stalled
+    assert silence.stalled_at(job_id) is None
+    gate.open()
+    engines.stop(silence.engine)
