@@ -181,6 +181,8 @@ class Replay(Generic[R]):
                 if left_ms > SHORT_MS:
                     return one
                 pause(left_ms)
+                if self.record.given_up():  # meanwhile: the run was cancelled, or is executed again
+                    raise LeaseLost("the attempt was given up")
             now_ms = self.record.now_ms()
             one = one._replace(
                 state=RUNNING, attempts=one.attempts + 1, wake_at=None, started_at=one.started_at or now_ms

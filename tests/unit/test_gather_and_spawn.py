@@ -359,6 +359,36 @@ def test_retries_of_the_function_itself_retry_the_spawned_run_too(engines: Engin
     engines.stop(engine)
 
 
+def test_a_step_that_waits_for_its_next_attempt_in_a_thread_of_its_own_is_not_run_again_after_a_cancel(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    gate = engines.gate()
+    monkeypatch.setattr("miniflow.replay.pause", lambda _ms: gate.pass_through())
+
+    def fickle() -> None:
+        made.append(1)
+        raise ValueError("not yet")
+
+    def order(ctx: WorkflowContext) -> Any:
+        return ctx.gather(ctx.defer(fickle, retry=[0.5], max_retries=3))
+
+    engine = engines(functions(order))
+    run = begin(engine, "order")
+    gate.wait_for_arrival()
+    act(engine, "cancel", run)
+    assert ended(engines.path, run)[0] == "cancelled"
+    gate.open()
+
+    names = wait_until(
+        lambda: [one.name for one in threading.enumerate() if one.name.startswith("miniflow-gather")],
+        what="its thread to end",
+        until=lambda found: not found,
+    )
+    assert (names, made) == ([], [1])
+    engines.stop(engine)
+
+
 def test_a_cancel_takes_spawned_runs_along_at_any_depth_and_a_retry_brings_them_back(engines: Engines) -> None:
     def leaf(ctx: WorkflowContext) -> Any:
         return ctx.wait_event("go")
