@@ -360,7 +360,7 @@ class JobsHuey(Enqueuing):
             return
         task.retries -= 1
         run.retries_left, run.state = task.retries, State.RETRYING
-        now_ms = run.services.clock.now_ms()
+        now_ms, run.offset_ms = run.services.clock.reading()
         if run.spec.native:
             delay_ms = run.delay_ms if run.delay_ms is not None else outcome.retry_delay_ms(run.attempt, run.spec.retry)
             run.retry_at = now_ms + delay_ms if retry_eta is None else self.times.to_ms(retry_eta)

@@ -70,7 +70,7 @@ class Execution:
 
     __slots__ = (
         "after", "again_now", "attempt", "began", "body_over", "delay_ms", "encode", "error", "error_type", "final",
-        "handler_id", "handlers", "lent", "outcome", "own", "raised", "replay", "result", "retries_left", "retry_at",
+        "handler_id", "handlers", "lent", "offset_ms", "outcome", "own", "raised", "replay", "result", "retries_left", "retry_at",
         "returned", "services", "spec", "state", "suspended", "trace",
     )  # fmt: skip
 
@@ -99,6 +99,7 @@ class Execution:
         self.result: str | None = None
         self.delay_ms: int | None = None  # asked for by the task
         self.retry_at: int | None = None
+        self.offset_ms = 0  # of the clock that it was counted by
         self.lent: Lent | None = None  # the writer's connection: what is written with it is committed with the end
         self.outcome = "failed"
         self.error_type = self.error = ""
@@ -375,15 +376,17 @@ class Execution:
             history = "cancelled" if attempt.charged else None
             words = str(attempt.pending) if isinstance(attempt.pending, JobReplaced) else self.error or self.state
             return Ending(attempt, self.state, outcome=history, error_type=self.error_type or None, error=words)
+        now_ms = self.services.clock.boot_ms() + self.offset_ms
         return outcome.failure(
             attempt,
             outcome=self.outcome,
             error_type=self.error_type,
             error=self.error,
             trace=self.trace,
-            now_ms=self.services.clock.now_ms(),
-            delay_ms=None if self.retry_at is None else max(self.retry_at - self.services.clock.now_ms(), 0),
+            now_ms=now_ms,
+            delay_ms=None if self.retry_at is None else max(self.retry_at - now_ms, 0),
             max_retries=self._max_retries(),
+            offset_ms=self.offset_ms,
         )
 
     def _max_retries(self) -> int | None:

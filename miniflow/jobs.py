@@ -193,7 +193,7 @@ class Jobs:
                     a.started_at,
                     a.worker_id,
                     e.result,
-                    e.run_at,
+                    e.run_at_by(tx.offset_ms),
                     e.error,
                     e.max_retries,
                 )
@@ -263,7 +263,7 @@ class Jobs:
                 tx.count("attempts_failed", task, n)
         for e in endings:
             if e.run_at is not None:
-                self.timers.expect(e.run_at, None)
+                self.timers.expect(e.run_at_by(tx.offset_ms), None)
 
     def ended(self, tx: Transaction, seqs: list[int]) -> None:
         """Every end of jobs is told here, whatever ended them: others may wait for them, and they may be steps."""

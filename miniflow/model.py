@@ -68,3 +68,9 @@ class Ending(NamedTuple):
     traceback: str | None = None
     after: Callable[[Any], None] | None = None
     """Called with the transaction that writes the end, after it is written."""
+    offset_ms: int = 0
+    """That of the clock by which ``run_at`` was counted, if that is a wait and no time of its own."""
+
+    def run_at_by(self, offset_ms: int) -> int | None:
+        """``run_at`` by a clock that may have been set since."""
+        return self.run_at + offset_ms - self.offset_ms if self.run_at is not None and self.offset_ms else self.run_at

@@ -53,8 +53,10 @@ def failure(
     now_ms: int,
     delay_ms: int | None,
     max_retries: int | None = None,
+    offset_ms: int = 0,
 ) -> Ending:
-    """The end of an attempt that failed: to be retried after ``delay_ms``, or a dead letter where that is None."""
+    """The end of an attempt that failed: to be retried after ``delay_ms``, or a dead letter where that is None. ``offset_ms`` is
+    that of the clock which ``now_ms`` was read from."""
     state = State.DEAD_LETTER if delay_ms is None else State.RETRYING
     return Ending(
         attempt,
@@ -65,6 +67,7 @@ def failure(
         error_type=error_type,
         error=middle_out(error, ERROR_CHARS_MAX),
         traceback=None if trace is None else middle_out(trace, TRACEBACK_CHARS_MAX),
+        offset_ms=offset_ms,
     )
 
 

@@ -136,13 +136,15 @@ class Supervisor:
             stalled = isinstance(reason, JobStalled)
             again = outcome.retries_left(attempt) > 0 and not (stalled and attempt.on_stall == "fail")
             what = str(reason) if stalled else f"timed out after {(claimed.timeout_ms or 0) / 1000:g} s"
+            now_ms, offset_ms = self._clock.reading()
             ending = outcome.failure(
                 attempt,
                 outcome="timed_out",
                 error_type=type(reason).__name__,
                 error=f"{what}; {words}",
                 trace=None,
-                now_ms=self._clock.now_ms(),
+                now_ms=now_ms,
+                offset_ms=offset_ms,
                 delay_ms=outcome.retry_delay_ms(attempt, spec.retry if spec else None) if again else None,
             )
         advice = "" if attempt.killable else "; run such a job in a process to have it killed"

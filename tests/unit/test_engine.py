@@ -1023,6 +1023,32 @@ def test_a_running_job_hears_of_its_cancel_when_it_asks(engines: Engines, gate: 
     assert wait_for_state(engines.path, job_id).state == State.CANCELLED
 
 
+@pytest.mark.parametrize("jump_ms", [-7_200_000, 7_200_000])
+def test_a_backoff_keeps_its_length_where_the_clock_is_set_before_the_failure_is_written(
+    engines: Engines, gate: Gate, monkeypatch: pytest.MonkeyPatch, jump_ms: int
+) -> None:
+    def fails() -> None:
+        raise ValueError("no")
+
+    clock = FakeClock()
+    engine = engines(fails, clock=clock)
+    post = engine.jobs.post_end
+
+    def late(*arguments: Any) -> None:
+        gate.pass_through()
+        post(*arguments)
+
+    monkeypatch.setattr(engine.jobs, "post_end", late)
+    job_id = submit(engine, "fails", max_retries=1, retry=[3600])
+    gate.wait_for_arrival()
+    clock.set_wall(jump_ms)
+    settle(engine)
+    gate.open()
+
+    assert wait_for_state(engines.path, job_id, State.RETRYING).run_at == clock.now_ms() + 3_600_000
+    engines.stop(engine)
+
+
 def test_a_cancelled_job_that_fails_over_it_is_cancelled_and_not_retried(engines: Engines, gate: Gate) -> None:
     def stubborn() -> None:
         try:
