@@ -112,7 +112,8 @@ class Child:
         self._alone = False  # no job that was handed ahead is begun: the server has to see to something first
         self._in_a_message = False  # the thread that hears signals writes one
         self._untold: JobInterrupted | None = None  # what it is to raise after that
-        self._ends = False  # asked to stop while no job was under way
+        self._waits = False  # for a job: nothing is under way
+        self._ends = False  # asked to stop between two jobs, or on the way to the first
         self.run: Run | None = None  # the job under way
 
     def __repr__(self) -> str:
@@ -131,7 +132,7 @@ class Child:
 
     def _next_run(self) -> Run | None:
         """The next job that may begin. One that was handed ahead and has no turn was taken back, and is dropped."""
-        while (run := self.next_message()) is not None:
+        while (run := self._next_given()) is not None:
             if not run.ahead:
                 break
             assert self._turns is not None
@@ -140,6 +141,12 @@ class Child:
                     run.deadline_ms += self._clock.boot_ms()
                 break
         return run  # type: ignore[no-any-return]
+
+    def _next_given(self) -> Any:
+        self._waits = True
+        run = None if self._ends else self.next_message()
+        self._waits = False
+        return run
 
     def send(self, message: Any, *, of: Run | None = None) -> bool:
         """Whole messages only, from any thread; waits while the server does not read. What is said ``of`` a job that is over is
@@ -187,8 +194,10 @@ class Child:
 
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         run = self.run
-        if run is None:  # between two jobs, or on the way to the first: the server ends us, and no other is begun
+        if run is None:  # the server ends us, or somebody else does: no other job is begun
             self._ends = True
+            if self._waits:
+                os._exit(0)
             return
         late = run.deadline_ms is not None and self._clock.boot_ms() >= run.deadline_ms
         self._pending = JobTimeout("the job is over its timeout") if late else JobCancelled("the job was cancelled")
@@ -225,7 +234,7 @@ class Child:
         log = RemoteLog(lambda said: self.send(said, of=run))
         try:
             self.run = run
-            if self._ends:
+            if self._ends:  # since it was read
                 raise JobCancelled("the job was cancelled")
             with context.use(lambda: self._context(run), lambda: log):
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -327,6 +328,13 @@ def result(engine: Engine, task: str, payload: Any = None, **options: Any) -> An
     return None if ended.result is None else json.loads(ended.result)
 
 
+def status_of(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
 def lines(engine: Engine, job_id: str) -> list[tuple[str, str]]:
     """(level, message) of the job's log."""
     sql = "SELECT level, message FROM logs JOIN jobs ON jobs.seq = job_seq WHERE jobs.id = ? ORDER BY logs.id"
@@ -543,6 +551,15 @@ def test_what_waits_for_a_process_is_told_of_the_processes(
     for one in (job, running):
         cancel(engine, one)
         wait_for_state(engine.database.path, one)
+
+
+def test_an_idle_child_that_somebody_ends_is_replaced_and_fails_no_job(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(processes=1)
+    for _ in range(3):
+        pid, _ = result(engine, "who")
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda pid=pid: status_of(pid), 5, "it to end", until=("gone", psutil.STATUS_ZOMBIE).__contains__)
+        assert result(engine, "who")[0] != pid
 
 
 def test_a_child_over_its_size_is_not_used_again(make_engine: Callable[..., Engine]) -> None:
