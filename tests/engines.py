@@ -227,6 +227,13 @@ def settle(engine: Engine) -> None:
     verb(engine, lambda tx: None)
 
 
+def claim_ahead(engine: Engine, rows: int | None = None) -> None:
+    """From now on so many rows are claimed ahead, or as many as at the start. A supervisor that looks while a job takes its time
+    would have fewer claimed, or more; so it looks no more."""
+    engine.supervisor.stop()
+    engine.readahead.target = engine.readahead.target_max if rows is None else rows
+
+
 # ------------------------------------------------------------------------------------------------ looking at a file
 
 COLUMNS = (

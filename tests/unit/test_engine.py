@@ -41,6 +41,7 @@ from tests.engines import (
     Gate,
     SetInAGroup,
     cancel,
+    claim_ahead,
     history,
     new_job,
     registry_of,
@@ -221,6 +222,7 @@ def test_a_later_arrival_of_higher_priority_overtakes_what_waits_in_the_read_ahe
 ) -> None:
     engine = engines([journal.note, holding(gate)], workers=1)
     let_go = held(engine, gate)
+    claim_ahead(engine)
     submit_all(engine, [new_job(engine, "note", {"name": "early"}) for _ in range(100)])
     assert len(engine.readahead) == 100, "they are claimed ahead"
     submit(engine, "note", {"name": "urgent"}, priority=1)
@@ -1211,6 +1213,7 @@ def crash_with_jobs(engines: Engines, *, begun: int, ahead: int) -> list[str]:
         gate.wait_for_arrival()
     for job_id in running:
         wait_for_state(engines.path, job_id, State.RUNNING)
+    claim_ahead(engine)
     waiting = [job.id for job in submit_all(engine, [new_job(engine, "noop") for _ in range(ahead)])]
     assert all(row(engines.path, job_id).lease is not None for job_id in waiting[:20])
     engines.crash(engine)

@@ -17,7 +17,7 @@ from miniflow.explain import Explanation
 from miniflow.registry import Registry, collecting
 from miniflow.states import State
 from miniflow.workflow_graph import definition_of
-from tests.engines import Engines, FakeClock, Gate, cancel, row, rows, settle, submit, verb, wait_for_state
+from tests.engines import Engines, FakeClock, Gate, cancel, claim_ahead, row, rows, settle, submit, verb, wait_for_state
 from tests.waiting import wait_until
 from tests.workflows import ended, start, step_job
 
@@ -166,7 +166,7 @@ def test_busy_workers_and_how_many_are_before_it(engines: Engines, gate: Gate) -
     engine = engines(tasks(gate), workers=1)
     submit(engine, "hold")
     gate.wait_for_arrival()
-    engine.readahead.target = 2
+    claim_ahead(engine, 2)
     submitted = [submit(engine, "noop") for _ in range(5)]
     wait_until(lambda: len(engine.readahead) > 0)
     held = [engine.readahead.holds(row(engine.database.path, one).seq) for one in submitted]
@@ -218,7 +218,7 @@ def test_a_job_that_is_not_claimed_is_told_of_the_slots_it_will_need(engines: En
     _, running = submit(engine, "hold"), submit(engine, "call_out")
     for _ in range(2):
         gate.wait_for_arrival()
-    engine.readahead.target = 2
+    claim_ahead(engine, 2)
     submitted = [submit(engine, "call_out") for _ in range(6)]
     wait_until(lambda: len(engine.readahead) > 0)
 
