@@ -802,7 +802,7 @@ def test_a_coroutine_is_stopped_at_its_timeout(engines: Engines) -> None:
     async def sleeper() -> None:
         await asyncio.sleep(60)
 
-    engine = engines(sleeper)
+    engine = engines(sleeper, stop_grace=60)
     job_id = submit(engine, "sleeper", timeout=0.2, max_retries=0)
 
     job = wait_for_state(engines.path, job_id)
@@ -880,7 +880,7 @@ def test_a_thread_that_spins_past_its_timeout_is_stopped(engines: Engines) -> No
         while True:
             pass
 
-    engine = engines([spin, noop], workers=1)
+    engine = engines([spin, noop], workers=1, stop_grace=60)
     job_id = submit(engine, "spin", timeout=0.2, max_retries=0)
 
     job = wait_for_state(engines.path, job_id, timeout_s=8)
@@ -895,23 +895,32 @@ def test_a_timeout_is_retried_as_a_failure_is(engines: Engines) -> None:
         while True:
             pass
 
-    engine = engines(spin)
+    engine = engines(spin, stop_grace=60)
     job_id = submit(engine, "spin", timeout=0.2, max_retries=1, retry=[0.0])
 
     assert wait_for_state(engines.path, job_id, timeout_s=12).attempt == 2
     assert [outcome for _, outcome, _ in history(engines.path, job_id)] == ["timed_out", "timed_out"]
 
 
-def test_a_deaf_thread_is_abandoned_replaced_and_its_late_result_refused(engines: Engines) -> None:
+def over_its_time(engine: Engine, clock: FakeClock, *, grace_s: float) -> None:
+    """Let the time of the only job that runs be over, which is 0.2 s, and then the grace: it is asked to stop, and given up."""
+    (attempt,) = engine.running.all()
+    clock.advance(200)
+    wait_until(lambda: attempt.pending, what="it to be asked to stop")
+    clock.advance(round(grace_s * 1000))
+
+
+def test_a_deaf_thread_is_abandoned_replaced_and_its_late_result_refused(engines: Engines, clock: FakeClock) -> None:
     gate = engines.gate()
 
     def deaf() -> str:
         gate.pass_through()
         return "too late"
 
-    engine = engines([deaf, noop], workers=1, stop_grace=0.3)
+    engine = engines([deaf, noop], workers=1, stop_grace=0.3, clock=clock)
     job_id = submit(engine, "deaf", timeout=0.2, max_retries=0)
     gate.wait_for_arrival()
+    over_its_time(engine, clock, grace_s=0.3)
     job = wait_for_state(engines.path, job_id, timeout_s=8)
     assert job.state == State.DEAD_LETTER
     assert "abandoned" in (job.last_error or "")
@@ -927,7 +936,7 @@ def test_a_deaf_thread_is_abandoned_replaced_and_its_late_result_refused(engines
     assert len(engine.consumer.worker_threads) == 1
 
 
-def test_a_deaf_job_that_is_retried_is_fenced_off_from_its_second_attempt(engines: Engines) -> None:
+def test_a_deaf_job_that_is_retried_is_fenced_off_from_its_second_attempt(engines: Engines, clock: FakeClock) -> None:
     gate, attempts = engines.gate(), []
 
     def deaf() -> str:
@@ -937,8 +946,10 @@ def test_a_deaf_job_that_is_retried_is_fenced_off_from_its_second_attempt(engine
             return "first"
         return "second"
 
-    engine = engines(deaf, workers=1, stop_grace=0.2)
+    engine = engines(deaf, workers=1, stop_grace=0.2, clock=clock)
     job_id = submit(engine, "deaf", timeout=0.2, max_retries=1, retry=[0.0])
+    gate.wait_for_arrival()
+    over_its_time(engine, clock, grace_s=0.2)
     job = wait_for_state(engines.path, job_id, State.COMPLETED, timeout_s=8)
     gate.open()
     wait_until(engine.consumer.deaf_threads, 5, "the deaf thread to end", until=lambda n: n == 0)
@@ -1785,6 +1796,7 @@ def test_a_foreign_write_lock_refuses_submits_and_loses_no_end(
     gate.wait_for_arrival()
     wait_for_state(engines.path, job_id, State.RUNNING)
     with closing(apsw.Connection(str(engines.path))) as shell:
+        shell.set_busy_timeout(5_000 * PATIENCE)  # the writer may be in a group of its own
         shell.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreLocked, match="another program holds a write lock"):
             submit(engine, "noop")

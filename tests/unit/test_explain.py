@@ -281,7 +281,7 @@ def test_an_attempt_that_failed_and_the_next_one(engines: Engines, gate: Gate) -
 
 
 def test_a_running_job_and_one_that_was_asked_to_stop(engines: Engines, gate: Gate) -> None:
-    engine = engines(tasks(gate), workers=1)
+    engine = engines(tasks(gate), workers=1, stop_grace=60)
     job = submit(engine, "hold", timeout=60)
     gate.wait_for_arrival()
     wait_for_state(engine.database.path, job, State.RUNNING)
