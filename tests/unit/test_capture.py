@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -388,6 +388,11 @@ def test_what_comes_after_the_end_is_not_in_the_log(
     gate = engines.gate()
     threads: list[threading.Thread] = []
 
+    def start(target: Callable[[], object]) -> None:
+        thread = threading.Thread(target=target)
+        thread.start()
+        threads.append(thread)
+
     @task
     def leaving() -> None:
         def outliving() -> None:
@@ -398,13 +403,11 @@ def test_what_comes_after_the_end_is_not_in_the_log(
 
         job = current_job()
         print("in time")
-        threads.append(threading.Thread(target=outliving))
-        threads[0].start()
+        start(outliving)
 
     @task
     def silent() -> None:
-        threads.append(threading.Thread(target=lambda: (gate.pass_through(), print("its first word"))))
-        threads[-1].start()
+        start(lambda: (gate.pass_through(), print("its first word")))
 
     engine = engines([leaving, silent])
     ids = [submit(engine, "leaving"), submit(engine, "silent")]
