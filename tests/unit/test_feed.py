@@ -17,6 +17,7 @@ from miniflow.errors import ReadTooSlow
 from miniflow.feed import Change, Feed, Place
 from miniflow.readers import Readers
 from tests.engines import Engines, cancel, new_job, submit, submit_all
+from tests.waiting import PATIENCE
 
 BOUND_S = 10
 
@@ -45,7 +46,7 @@ def following(engine: Engine, body: Callable[[Feed, CountedReaders], Awaitable[N
         readers = CountedReaders(engine.database.path)
         await readers.open()
         try:
-            await asyncio.wait_for(body(Feed(readers, engine.writer), readers), BOUND_S)
+            await asyncio.wait_for(body(Feed(readers, engine.writer), readers), BOUND_S * PATIENCE)
         finally:
             await readers.close()
 
