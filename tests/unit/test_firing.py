@@ -89,6 +89,7 @@ def test_the_job_is_claimed_in_the_transaction_that_fires(engines: Engines, cloc
 
     engine = engines([held], clock=clock)
     create(engine, "s", "held", every=60)
+    engine.supervisor.stop()  # which has what happened in a minute written
     settle(engine)
     groups = engine.writer.groups
     clock.advance(MINUTE)
@@ -163,13 +164,16 @@ def test_an_idle_scheduler_writes_nothing(engines: Engines, clock: FakeClock) ->
 
 
 def test_a_job_starts_within_fifty_milliseconds_of_its_time(engines: Engines) -> None:
-    """By the machine's clock. The best of a few: others use this machine too."""
+    """By the machine's clock. The best of some: others use this machine too."""
     engine = engines([work])
     create(engine, "s", "work", every=1)
-    wait_until(lambda: runs(engines.path, "s"), 20, "five runs", until=lambda found: len(found) >= 5)
-    wait_until(lambda: len(rows(engines.path, "state = 'completed'")), 10, "five ends", until=lambda n: n >= 5)
-    started = [job.started_at for job in rows(engines.path, "state = 'completed'")]
-    assert min(at % 1000 for at in started if at is not None) < 50
+
+    def late_ms() -> list[int]:
+        return [
+            job.started_at % 1000 for job in rows(engines.path, "state = 'completed'") if job.started_at is not None
+        ]
+
+    wait_until(late_ms, 20, "one that is in time", until=lambda late: min(late, default=50) < 50)
 
 
 # -------------------------------------------------------------------------------------------------------------- missed runs
