@@ -114,7 +114,8 @@ class Execution:
         if self.services.talkative:
             log.debug("Working on %s", attempt.claimed.id)
         proven = self.services.proven
-        self.services.jobs.mark_begun(attempt, unproven=attempt.claimed.task not in proven)
+        unproven = attempt.claimed.task not in proven
+        self.services.jobs.mark_begun(attempt, unproven=unproven, waiter=coroutine.waiter)
         try:
             if self.spec.durable and self.services.replay is not None:
                 self.replay = self.services.replay(attempt)

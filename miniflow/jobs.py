@@ -29,7 +29,7 @@ from miniflow.errors import JobCancelled, MiniFlowError, NotFound, TransitionRef
 from miniflow.histogram import JobTimes
 from miniflow.model import Ending
 from miniflow.notices import Notices
-from miniflow.operations import Operation
+from miniflow.operations import Operation, ThreadWaiter
 from miniflow.progress import ProgressBoard
 from miniflow.quarantine import Quarantine
 from miniflow.readahead import ReadAhead
@@ -118,7 +118,9 @@ class Jobs:
 
     # ---------------------------------------------------------------------------------------------- running and ending
 
-    def mark_begun(self, attempt: Attempt, *, unproven: bool = False) -> None:
+    def mark_begun(
+        self, attempt: Attempt, *, unproven: bool = False, waiter: Callable[[], ThreadWaiter] = ThreadWaiter
+    ) -> None:
         """The body of ``attempt`` begins: the mark rides in the next group, or in none if the end is in that one already.
 
         Two kinds of job wait here until the mark is in the file, so that one that kills the process is known by it and not
@@ -129,7 +131,7 @@ class Jobs:
         self.quarantine.began(attempt.claimed.seq)
         if unproven or attempt.claimed.seq in self.suspects:
             self.suspects.discard(attempt.claimed.seq)
-            self.writer.call("verb", lambda _: None, keep=True)  # marks are written before verbs
+            self.writer.call("verb", lambda _: None, keep=True, waiter=waiter())  # marks are written before verbs
         else:
             self.writer.nudge(now=False)
 

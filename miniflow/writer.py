@@ -236,14 +236,14 @@ class Writer:
             if self._idle:
                 self._wake.ring()
 
-    def call(self, kind: str, argument: Any, *, keep: bool = False) -> Any:
+    def call(self, kind: str, argument: Any, *, keep: bool = False, waiter: ThreadWaiter | None = None) -> Any:
         """Post an operation and block until it is committed; its value. Raises what it was refused with."""
         if self.lent_here:
             raise TransactionRefused(
                 "the writer waits for this job's transaction, which ends with it; do this before it"
             )
         operation = Operation(kind, argument, keep=keep)
-        operation.waiter = waiter = ThreadWaiter()
+        operation.waiter = waiter = waiter or ThreadWaiter()
         self.post(operation)
         waiter.wait()
         return operation.outcome()

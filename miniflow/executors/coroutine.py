@@ -24,6 +24,7 @@ from miniflow.executors.measured_loop import MeasuredLoop, StepsThatHold, task_o
 from miniflow.holdups import CpuTime, Thread
 from miniflow.looplag import LoopLag
 from miniflow.minutes import LoopUse
+from miniflow.operations import Operation, ThreadWaiter
 from miniflow.readahead import ReadAhead
 
 log = logging.getLogger("miniflow.async")
@@ -162,6 +163,29 @@ def await_here(awaitable: Coroutine[Any, Any, Any]) -> Any:
 def pause(seconds: float) -> None:
     """Inside ``in_greenlet``: let the other coroutines run for a while."""
     await_here(asyncio.sleep(seconds))
+
+
+class CommitWaiter(ThreadWaiter):
+    """Inside ``in_greenlet``: lets the other coroutines run until the operation is written."""
+
+    __slots__ = ("_loop", "_written")
+
+    def __init__(self) -> None:
+        self._loop, self._written = asyncio.get_running_loop(), asyncio.Event()
+
+    def done(self, _: Operation) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._written.set)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            pass
+
+    def wait(self) -> None:
+        await_here(self._written.wait())
+
+
+def waiter() -> ThreadWaiter:
+    """For the code around a body, in a thread of its own or on the loop that all coroutines share."""
+    return ThreadWaiter() if greenlet.getcurrent().parent is None else CommitWaiter()
 
 
 async def _contained(body: Coroutine[Any, Any, Any]) -> Any:

@@ -758,12 +758,15 @@ def test_only_a_dead_letter_or_a_waiting_retry_can_be_retried(engines: Engines) 
 
 
 def test_coroutines_run_at_once_up_to_the_slots(engines: Engines) -> None:
-    most = [0, 0]
+    most, full = [0, 0], asyncio.Event()
 
     async def nap() -> None:
         most[0] += 1
         most[1] = max(most)
-        await asyncio.sleep(0.2)
+        if most[1] == 100:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0)
         most[0] -= 1
 
     engine = engines(nap, async_slots=100)
