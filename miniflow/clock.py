@@ -15,6 +15,8 @@ from typing import Protocol
 
 CLOCK_JUMP_MS = 2000
 """A change of ``offset_ms`` beyond this is a clock that was set; below it is drift and slewing."""
+AT_ONCE_MS, READINGS_MAX = 100, 100
+"""Two clocks that are read within this were read at once. Where the process stands still between the two, it is tried again."""
 
 
 class Clock(Protocol):
@@ -53,8 +55,12 @@ class SystemClock:
         return self.reading()[1]
 
     def reading(self) -> tuple[int, int]:
-        now_ms = self.now_ms()
-        return now_ms, now_ms - self.boot_ms()
+        after_ms = self.boot_ms()
+        for _ in range(READINGS_MAX):
+            before_ms, now_ms, after_ms = after_ms, self.now_ms(), self.boot_ms()
+            if after_ms - before_ms <= AT_ONCE_MS:
+                break
+        return now_ms, now_ms - after_ms
 
     def wall_ms(self) -> int:
         return self.now_ms()
