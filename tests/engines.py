@@ -79,17 +79,28 @@ class Gate:
     def __init__(self) -> None:
         self.here = threading.Semaphore(0)
         self._open = threading.Event()
+        self._is_open = False
 
     def pass_through(self, timeout_s: float = 30) -> None:
         self.here.release()
         if not self._open.wait(timeout_s):
             raise AssertionError("nobody opened the gate")
 
+    def look_out(self, look: Callable[[], object] = lambda: None) -> None:
+        """As ``pass_through``, for one that is interrupted meanwhile: it hears of that at once, and calls ``look`` again and
+        again. It does not wait for the event: an interrupt that comes inside of one may leave it locked, and nobody could open
+        the gate then."""
+        self.here.release()
+        while not self._is_open:
+            look()
+            threading.Event().wait(0.005)
+
     def wait_for_arrival(self, timeout_s: float = 5) -> None:
         timeout_s *= PATIENCE
         assert self.here.acquire(timeout=timeout_s), f"nobody came to the gate within {timeout_s:g} s"
 
     def open(self) -> None:
+        self._is_open = True
         self._open.set()
 
 

@@ -325,10 +325,7 @@ def holding(
     gate = engines.gate()
 
     def hold() -> None:
-        job = current_job()
-        gate.here.release()
-        while not gate._open.wait(0.005):
-            job.check_cancelled()
+        gate.look_out(current_job().check_cancelled)
 
     engine = engines([hold], clock=clock, workers=4)
     start = clock.now_ms()

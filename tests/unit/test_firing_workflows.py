@@ -97,10 +97,7 @@ def holding(engines: Engines, clock: FakeClock, overlap: str, minutes: int, **co
     gate = engines.gate()
 
     def hold() -> None:
-        job = current_job()
-        gate.here.release()
-        while not gate._open.wait(0.005):
-            job.check_cancelled()
+        gate.look_out(current_job().check_cancelled)
 
     engine = engines([hold, echo], clock=clock, workers=4)
     keep(engine, "flow", [{"name": "hold", "task": "hold"}, {"name": "then", "task": "echo"}])

@@ -703,9 +703,7 @@ def test_a_run_whose_job_is_cancelled_while_it_runs_is_cancelled_with_what_it_ha
 
     def order(ctx: WorkflowContext) -> Any:
         ctx.spawn("waits")
-        begun.here.release()
-        while not begun._open.wait(0.005):
-            current_job().check_cancelled()
+        begun.look_out(lambda: current_job().check_cancelled())
 
     engine = engines(functions(order, waits), workers=2)
     run = begin(engine, "order")

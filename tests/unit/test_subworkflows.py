@@ -63,10 +63,7 @@ class Held:
         self.gate = gate
 
     def held(self) -> str:
-        job = current_job()
-        self.gate.here.release()
-        while not self.gate._open.wait(0.005):
-            job.check_cancelled()
+        self.gate.look_out(current_job().check_cancelled)
         return "let go"
 
 
