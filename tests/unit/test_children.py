@@ -94,6 +94,12 @@ def test_a_child_that_was_to_be_ready_for_the_next_job_is_ended_where_the_server
     processes.close()
 
 
+def only_warden() -> psutil.Process:
+    """The one that there is. It is a process a moment before the system knows its command line."""
+    (found,) = wait_until(wardens, what="the warden", until=lambda found: len(found) == 1)
+    return found
+
+
 def wardens() -> list[psutil.Process]:
     return [one for one in psutil.Process().children() if one.status() != "zombie" and "_warden" in one.cmdline()]
 
@@ -108,14 +114,14 @@ def test_a_warden_that_was_killed_is_replaced_before_a_warm_child_takes_a_job(
     child = warm.acquire()
     child.ready, child.weigh_at_ms = True, SystemClock().boot_ms() + 600_000
     ahead = warm.jobs_ahead(child)
-    (warden,) = wardens()
+    warden = only_warden()
     warden.kill()
     wait_until(lambda: not processes.watched, what="its end to be seen")
     assert warm.jobs_ahead(child) == 0  # none begins past it
     warm.release(child)
 
     assert warm.acquire() is child
-    (another,) = wardens()
+    another = only_warden()
     assert another.pid != warden.pid
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "has ended; another is started" in caplog.text
@@ -132,10 +138,10 @@ def test_a_warden_that_was_killed_is_replaced_though_no_job_begins(
     monkeypatch.setattr(children, "WARDEN_LIVES_S", 0.0)
     processes = Processes(SystemClock(), grace_ms=100, niceness=0)
     running = processes.start([sys.executable, "-c", "input()"], env=dict(os.environ), stdin=subprocess.PIPE)
-    (warden,) = wardens()
+    warden = only_warden()
     warden.kill()
     wait_until(lambda: "has ended; another is started" in caplog.text and processes.watched, what="another one")
-    (another,) = wardens()
+    another = only_warden()
     assert another.pid != warden.pid
     with running.process:  # closes its pipes
         running.end()
