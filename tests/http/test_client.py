@@ -255,10 +255,15 @@ def test_errors_name_what_is_wrong(client: Client) -> None:
         )
 
 
+def _address_of(held: socket.socket) -> str:
+    """An address where nobody listens, and nobody else can begin to as long as ``held`` has its port."""
+    held.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{held.getsockname()[1]}"
+
+
 def test_nobody_there_is_said_after_the_repeats(kind: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with kind(f"127.0.0.1:{port}", repeats=1) as client:
+    with socket.socket() as held, kind(_address_of(held), repeats=1) as client:
+        port = held.getsockname()[1]
         for call in (lambda: client.submit("add", {}), lambda: client.get("x"), client.ready, client.health):
             with pytest.raises(ServerUnreachable, match=rf"no answer from http://127.0.0.1:{port}.*miniflow serve"):
                 call()
