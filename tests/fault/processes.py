@@ -12,14 +12,15 @@ from pathlib import Path
 
 from miniflow import JobCancelled, JobTimeout, current_job, task
 
-SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+# No other test has processes that sleep for 617 seconds: those that should be gone are looked for by that in all of the machine.
+SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(617)"]
 DEAF = [
     sys.executable,
     "-S",
     "-c",
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(617)",
 ]
-DETACHED = [sys.executable, "-S", "-c", "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(600)"]
+DETACHED = [sys.executable, "-S", "-c", "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(617)"]
 
 
 def note(folder: str, *pids: int) -> None:

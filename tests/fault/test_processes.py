@@ -37,17 +37,17 @@ for _ in range(1_000):
 max_retries = 0
 
 [commands.deaf_family]
-argv = "trap '' TERM; sleep 600 & sleep 600 & touch {{folder}}/ready; wait; sleep 600"
+argv = "trap '' TERM; sleep 617 & sleep 617 & touch {{folder}}/ready; wait; sleep 617"
 shell = true
 max_retries = 0
 
 [commands.wanderer]
-argv = "setsid env -i /bin/sleep 600 & touch {{folder}}/ready; wait; sleep 600"
+argv = "setsid env -i /bin/sleep 617 & touch {{folder}}/ready; wait; sleep 617"
 shell = true
 max_retries = 0
 
 [commands.daemon]
-argv = "sleep 600 & echo '{{{{\\"left\\": 1}}}}'"
+argv = "sleep 617 & echo '{{{{\\"left\\": 1}}}}'"
 shell = true
 max_retries = 0
 
@@ -105,7 +105,7 @@ def noted(folder: Path) -> list[psutil.Process]:
 
 
 def sleeping_below(text: str) -> list[psutil.Process]:
-    """Processes with these words in their command line, wherever they are."""
+    """Processes with these words in their command line, wherever they are, and whosever: no other test may have such."""
     return [
         one for one in psutil.process_iter(["cmdline"]) if text in " ".join(one.info["cmdline"] or []) and is_alive(one)
     ]
@@ -136,7 +136,7 @@ def test_fifty_grandchildren_end_with_their_job(client: httpx.Client, tmp_path: 
     assert list(tmp_path.iterdir()), "it had started some, if not all"
     assert noted(tmp_path) == []
     wait_until(
-        lambda: sleeping_below("os.setsid(); time.sleep(600)"), 2, "those that had left", until=lambda them: not them
+        lambda: sleeping_below("os.setsid(); time.sleep(617)"), 2, "those that had left", until=lambda them: not them
     )
 
 
@@ -144,7 +144,7 @@ def test_what_a_job_leaves_running_ends_with_it(client: httpx.Client, tmp_path: 
     job = run(client, "with_grandchildren", {"folder": str(tmp_path), "wait": False})
 
     assert (job["status"], job["result"]) == ("completed", 50)
-    assert not sleeping_below("time.sleep(600)")
+    assert not sleeping_below("time.sleep(617)")
     assert "ended with the job" in logged(client, job)
 
 
@@ -152,7 +152,7 @@ def test_what_a_program_leaves_running_in_its_group_ends_with_it(client: httpx.C
     job = run(client, "daemon")
 
     assert (job["status"], job["result"]) == ("completed", {"left": 1})
-    assert not sleeping_below("sleep 600")
+    assert not sleeping_below("sleep 617")
     assert "left running was ended with the job" in logged(client, job)
 
 
@@ -165,7 +165,7 @@ def test_a_program_that_ignores_sigterm_is_killed_with_its_children(client: http
 
     assert end_of(client, job["id"])["status"] == "cancelled"
     assert time.monotonic() - begun > GRACE_S
-    assert not sleeping_below("sleep 600")
+    assert not sleeping_below("sleep 617")
 
 
 def test_zombies_are_reaped(server: Server, client: httpx.Client) -> None:
@@ -396,7 +396,7 @@ def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path, monkeypatch
         server.kill9()
 
         left = wait_until(
-            lambda: [one for one in there if is_alive(one)] + sleeping_below("sleep(600)") + sleeping_below("sleep 600"),
+            lambda: [one for one in there if is_alive(one)] + sleeping_below("sleep(617)") + sleeping_below("sleep 617"),
             2, "all of them to end", until=lambda left: not left,
         )  # fmt: skip
         assert left == []
@@ -426,7 +426,7 @@ def test_who_ends_what_a_killed_server_leaves_is_replaced_if_it_is_killed_itself
         wait_until((after / "ready").exists, 20, "the second program")
         assert "has ended; another is started" in server.output()
         server.kill9()
-        wait_until(lambda: sleeping_below("sleep 600"), 2, "all of them to end", until=lambda left: not left)
+        wait_until(lambda: sleeping_below("sleep 617"), 2, "all of them to end", until=lambda left: not left)
         check_invariants(server.db)
 
 
