@@ -98,6 +98,14 @@ def is_zombie(process: psutil.Process) -> bool:
         return False
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; nothing of one that is just ending."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def noted(folder: Path) -> list[psutil.Process]:
     """The processes of a job that are there, of those that it has noted."""
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -419,7 +427,7 @@ def test_who_ends_what_a_killed_server_leaves_is_replaced_if_it_is_killed_itself
             folder.mkdir()
         submit(client, "deaf_family", {"folder": str(before)})
         wait_until((before / "ready").exists, 20, "the first program")
-        (warden,) = [one for one in family(server) if "_warden" in one.cmdline()]
+        (warden,) = [one for one in family(server) if "_warden" in words_of(one)]
         warden.kill()
         wait_until(lambda: not is_alive(warden), 10, "it to end")
         submit(client, "deaf_family", {"folder": str(after)})
