@@ -314,9 +314,10 @@ def test_a_job_hears_that_it_is_to_stop_and_may_tidy_up(
     assert "tidied up" in logged(client, ended)
 
 
-def test_a_running_job_shows_that_it_is_being_cancelled(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_running_job_shows_that_it_is_being_cancelled(patient: httpx.Client, tmp_path: Path) -> None:
+    client = patient
     job = submit(client, "ignoring_sigterm", {"folder": str(tmp_path)})
-    wait_until(lambda: list(tmp_path.iterdir()), 10, "the job to begin")
+    (process,) = wait_until(lambda: noted(tmp_path), 10, "the job to begin")
     wait_for_status(client, job["id"], "running")
 
     client.post(f"/api/v1/jobs/{job['id']}/cancel")
@@ -324,6 +325,7 @@ def test_a_running_job_shows_that_it_is_being_cancelled(client: httpx.Client, tm
     shown = client.get(f"/api/v1/jobs/{job['id']}").json()
     assert shown["status"] == "running"
     assert shown["cancel_requested_at"]
+    process.kill()  # it would use all of the grace
     assert end_of(client, job["id"])["status"] == "cancelled"
 
 
