@@ -37,7 +37,7 @@ from miniflow import (
     WorkerInfo,
 )
 from miniflow.answers import Answer
-from tests.api import TASKS
+from tests.api import TASKS, committed
 from tests.invariants import check_invariants
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -479,9 +479,11 @@ def test_verbs_in_bulk_say_first_how_many_it_would_be(client: Client) -> None:
         client.retry_many()
 
 
-def test_the_server_can_be_looked_at(client: Client, tmp_path: Path) -> None:
+def test_the_server_can_be_looked_at(server: Server, client: Client, tmp_path: Path) -> None:
     queue = f"look-{id(client)}"
     job, gate = held(client, tmp_path, queue=queue)
+    with server.client() as other:
+        committed(other)
     assert {queue} <= {found.name for found in client.queues()}
     found = client.queue(queue)
     assert (found.running, found.queued, found.served) == (1, 0, True)
@@ -492,6 +494,8 @@ def test_the_server_can_be_looked_at(client: Client, tmp_path: Path) -> None:
     assert busy.running_for is not None
     gate.touch()
     client.wait(job, 10)
+    with server.client() as other:
+        committed(other)
     add = client.task("add")
     assert (add.description, add.schema["required"]) == ("Add two numbers.", ["a"])
     assert add in client.tasks()

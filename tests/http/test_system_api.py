@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api import TASKS, Json, assert_problem, end_of, submit, wait_for_status
+from tests.api import TASKS, Json, assert_problem, committed, end_of, submit, wait_for_status
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -67,6 +67,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def queue(client: httpx.Client, name: str) -> Json:
+    """As it is when all is counted that was seen of its jobs before."""
+    committed(client)
     answer = client.get(f"/api/v1/queues/{name}")
     assert answer.status_code == 200, answer.text
     found: Json = answer.json()
