@@ -23,6 +23,8 @@ from tests.waiting import PATIENCE, wait_until
 pytestmark = pytest.mark.crash
 
 LONG = ["hold", "deaf", "hold_async"]
+GRACE_S = 5
+"""In which short jobs end, also where the machine has something else to do for a moment."""
 
 
 def rows(db: Path) -> dict[str, dict[str, Any]]:
@@ -57,7 +59,7 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
             return
 
     with (
-        Server(tmp_path, {"journal.py": journal.TASKS}, grace=1, stop_grace=0.5, workers=4) as server,
+        Server(tmp_path, {"journal.py": journal.TASKS}, grace=GRACE_S, stop_grace=0.5, workers=4) as server,
         server.client() as client,
     ):
         long = {submit(client, task, {"journal": str(runs), "gate": str(gate)})["id"] for task in LONG}
@@ -77,7 +79,7 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
             thread.join(10)
 
         assert code == 0, server.output()
-        assert took_s < 1 + 3, f"took {took_s:.1f} s"
+        assert took_s < GRACE_S + 3, f"took {took_s:.1f} s"
         assert "3 jobs went back to the queue" in server.output()
         assert set(refusals) <= {503}
         check_invariants(server.db, stopped=True)
@@ -97,7 +99,7 @@ def test_a_stop_under_load_loses_nothing_and_counts_no_attempt_of_what_it_return
         server.start()
         assert "did not stop cleanly" not in server.output()
         with server.client() as again:
-            everything_ended(again, 60)
+            everything_ended(again, stalled_s=30)
         assert server.terminate() == 0
     all_ended(server.db)
     check_invariants(server.db, stopped=True)
@@ -135,6 +137,7 @@ def test_a_job_that_was_asked_to_stop_and_is_deaf_is_cancelled_by_the_stop_and_d
         deaf, other = (submit(client, "deaf", {"journal": str(runs), "gate": str(gate)})["id"] for _ in range(2))
         for job_id in (deaf, other):
             wait_for_status(client, job_id, "running")
+        wait_until(lambda: journal.begins(journal.read(runs)), 10, "both to begin", until={deaf: 1, other: 1}.__eq__)
         assert client.post(f"/api/v1/jobs/{deaf}/cancel").status_code == 202
         assert server.terminate() == 0
         assert "1 job went back to the queue" in server.output()
