@@ -19,19 +19,22 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
 KILLS = 2  # the third crash would make a dead letter of it
-TASKS = """
+TASKS = '''
 import time
 
 from miniflow import current_job, task
 
 
 @task
-def counting(lines: int) -> None:
+def counting(lines: int, kills: int) -> None:
+    """Its first attempts do not end by themselves: each is there to be killed, however far behind the followers are."""
     for n in range(lines):
         print(f"line {n} of attempt {current_job().attempt}")
         if n % 20 == 0:
             time.sleep(0.002)
-"""
+    while current_job().attempt <= kills:
+        time.sleep(0.01)
+'''
 
 
 class Follower:
@@ -89,7 +92,7 @@ def test_each_follower_has_each_line_once_whatever_cuts_it_off(tmp_path: Path) -
     chance = random.Random(20_260_131)
     with Server(tmp_path, {"counting.py": TASKS}) as server:
         with server.client() as client:
-            job_id = submit(client, "counting", {"lines": 8_000})["id"]
+            job_id = submit(client, "counting", {"lines": 8_000, "kills": KILLS})["id"]
         followers = [Follower(server, job_id), Follower(server, job_id, hang_up_after=700)]
         for _ in range(KILLS):
             enough = len(followers[0].ids) + chance.randrange(50, 3_000)
