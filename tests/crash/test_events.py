@@ -16,10 +16,13 @@ from httpx_sse import EventSource
 from tests.api import TASKS, everything_ended
 from tests.invariants import read
 from tests.servers import Server
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
 ROUNDS = 4
+BATCHES_A_ROUND = 3
+"""At least: how far a load has come after some tenths of a second is up to the machine."""
 WAIT_S = 10
 
 
@@ -59,6 +62,7 @@ def test_a_follower_learns_the_last_state_of_every_job_though_the_process_is_kil
 ) -> None:
     rng = random.Random(7)
     follower = Follower()
+    batches: list[int] = []
 
     def load(server: Server) -> None:
         try:
@@ -68,6 +72,7 @@ def test_a_follower_learns_the_last_state_of_every_job_though_the_process_is_kil
                     for job in jobs:
                         job["payload"] = {"a": 1} if job["task"] == "add" else {}
                     client.post("/api/v1/jobs/batch", json=jobs)
+                    batches.append(len(jobs))
         except httpx.TransportError:
             return
 
@@ -80,6 +85,7 @@ def test_a_follower_learns_the_last_state_of_every_job_though_the_process_is_kil
             for thread in threads:
                 thread.start()
             threading.Event().wait(rng.uniform(0.1, 0.7))
+            wait_until(lambda: len(batches), 10, "some batches", until=((number + 1) * BATCHES_A_ROUND).__le__)
             server.kill9()
             for thread in threads:
                 thread.join(WAIT_S * 2)
