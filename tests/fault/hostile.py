@@ -133,9 +133,12 @@ def exiting() -> None:
 
 
 @once
-def printing(megabytes: int) -> int:
+def printing(megabytes: int, gate: str) -> int:
+    """So much, and more until the file ``gate`` is there."""
     line = "x" * 1023
     for _ in range(megabytes * 1024):
+        print(line)
+    while not pathlib.Path(gate).exists():
         print(line)
     return megabytes
 
@@ -178,8 +181,10 @@ def spinning(started: str = "") -> None:
 
 
 @once
-def deaf(gate: str) -> str:
+def deaf(gate: str, started: str = "") -> str:
     """Swallows whatever tells it to stop, until the file ``gate`` is there."""
+    if started:
+        pathlib.Path(started).touch()
     while not pathlib.Path(gate).exists():
         try:
             time.sleep(0.01)

@@ -168,10 +168,13 @@ def test_what_has_a_form_in_json_is_kept_in_it(client: httpx.Client, what: str, 
 # ------------------------------------------------------------------------------------------------------------------ talking
 
 
-def test_a_task_may_print_a_hundred_megabytes(client: httpx.Client) -> None:
-    job = submit(client, "printing", {"megabytes": 100})
+def test_a_task_may_print_a_hundred_megabytes(client: httpx.Client, tmp_path: Path) -> None:
+    job = submit(client, "printing", {"megabytes": 100, "gate": str(tmp_path / "gate")})
+    wait_for_status(client, job["id"], "running")
 
-    assert client.get("/health", timeout=1).status_code == 200
+    for _ in range(10):  # none of them waits until it has printed all: it prints on until they are answered
+        assert client.get("/health").status_code == 200
+    (tmp_path / "gate").touch()
     assert end_of(client, job["id"], 60)["status"] == "completed"
     assert 11e6 < len(client.get(f"/api/v1/logs/{job['id']}").content) < 12e6, (
         "half of the limit, and the last megabyte"
@@ -244,10 +247,11 @@ def test_a_task_deaf_to_its_timeout_is_given_up_and_what_it_says_later_refused(
 ) -> None:
     gate = tmp_path / "gate"
 
-    job = end_of(client, submit(client, task, {"gate": str(gate)}, timeout=0.3)["id"])
+    job = submit(client, task, {"gate": str(gate)}, timeout=2)  # by then it has begun, and is deaf
+    job = end_of(client, job["id"])
 
     assert job["status"] == "dead_letter"
-    assert "timed out after 0.3 s" in job["last_error"]
+    assert "timed out after 2 s" in job["last_error"]
     assert "abandoned" in job["last_error"]
     what = "a coroutine" if task == "deaf_async" else "a thread"
     assert f"{what} cannot be killed" in job["last_error"]
@@ -289,7 +293,8 @@ def test_a_running_task_that_spins_can_be_cancelled(client: httpx.Client, tmp_pa
 
 def test_a_task_deaf_to_a_cancel_is_given_up_as_cancelled(client: httpx.Client, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    job = submit(client, "deaf", {"gate": str(gate)})
+    job = submit(client, "deaf", {"gate": str(gate), "started": str(tmp_path / "started")})
+    wait_until((tmp_path / "started").exists, 10, "the job to begin")
     wait_for_status(client, job["id"], "running")
 
     client.post(f"/api/v1/jobs/{job['id']}/cancel")
