@@ -228,10 +228,16 @@ def test_workers_are_idle_until_they_have_a_job_and_then_say_which(client: httpx
     assert wait_until(workers, until=lambda items: not any(item["busy"] for item in items)) == idle
 
 
+def held_by(client: httpx.Client, loop: str) -> set[str]:
+    """Tasks that a loop was held up by until now: to it a machine that lets nobody run looks like one of a test before."""
+    return set(client.get("/api/v1/workers").json()[loop]["held_by"])
+
+
 def test_a_task_that_holds_up_the_event_loop_is_named_with_advice(
     client: httpx.Client, server: Server, tmp_path: Path
 ) -> None:
     gate = {"gate": str(tmp_path / "gate")}
+    before = held_by(client, "event_loop")
     job = submit(client, "crunch", gate, queue="default")["id"]
 
     def named() -> Json:
@@ -245,12 +251,13 @@ def test_a_task_that_holds_up_the_event_loop_is_named_with_advice(
     (item,) = [item for item in answer["items"] if item["busy"]]
     assert (item["task"], item["advice"]) == ("crunch", '@task(executor="process") moves it out of the way')
     assert 0.02 <= item["holds_loop_for"] <= answer["event_loop"]["lag_max"]
-    assert answer["event_loop"]["held_by"].keys() == {"crunch"}
+    assert answer["event_loop"]["held_by"].keys() - before == {"crunch"}
     assert 'miniflow_event_loop_held_seconds_total{task="crunch"}' in client.get("/metrics").text
     assert "task crunch holds up the event loop" in (server.folder / "logs" / "app.log").read_text("utf-8")
 
 
 def test_an_async_task_that_blocks_is_named_with_advice(client: httpx.Client, server: Server, tmp_path: Path) -> None:
+    before = held_by(client, "async_loop")
     job = submit(client, "block", {"gate": str(tmp_path / "gate")}, queue="default")["id"]
 
     def named() -> Json:
@@ -266,7 +273,7 @@ def test_an_async_task_that_blocks_is_named_with_advice(client: httpx.Client, se
     assert "asyncio.to_thread" in item["advice"]
     assert item["holds_loop_for"] >= 0.25
     loop = answer["async_loop"]
-    assert loop["held_by"].keys() == {"block"}
+    assert loop["held_by"].keys() - before == {"block"}
     assert loop["lag_max"] >= loop["lag"]
     assert "block" not in answer["event_loop"]["held_by"], "requests did not wait for it"
     page = client.get("/metrics").text
