@@ -205,7 +205,12 @@ def test_definitions_of_code_and_of_the_settings_file_are_there_and_say_where_th
 
 def test_it_fires_and_the_job_knows_its_time(client: httpx.Client, name: str) -> None:
     create(client, name, every=1)
-    fire = wait_until(lambda: look(client, name, "/history")["items"], 10, "a fire")[-1]  # the first
+
+    def fired() -> list[Json]:
+        """Not the times that were missed, where the machine let nobody run for seconds."""
+        return [one for one in look(client, name, "/history")["items"] if one["outcome"] != "missed"]
+
+    fire = wait_until(fired, 10, "a fire")[-1]  # the first
     assert (fire["kind"], fire["outcome"]) == ("due", "fired")
     job = end_of(client, fire["job_id"])
     assert (job["status"], job["schedule"], job["scheduled_for"]) == ("completed", name, fire["scheduled_for"])
