@@ -172,6 +172,14 @@ class Server:
             yield client
 
 
+def replace(path: Path, text: str) -> None:
+    """Put ``text`` into a file that a server watches, all at once: one that is being written is empty for a moment, or longer on
+    a busy machine, and may be read then."""
+    new = path.parent.parent / f"{path.name}.new"
+    new.write_text(text, "utf-8")
+    new.replace(path)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()

@@ -19,7 +19,7 @@ from tests.api import (
 )
 from tests.invariants import acknowledged_all_there, check_invariants
 from tests.invariants import all_ended as nothing_left
-from tests.servers import Server
+from tests.servers import Server, replace
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
@@ -143,7 +143,7 @@ def test_a_changed_file_is_taken_up_without_losing_a_waiting_or_a_running_job(tm
         for version in range(2, 6):
             batch = [{"task": "which", "payload": {"journal": str(journal)}}] * 300
             ids += client.post("/api/v1/jobs/batch", json=batch).json()["ids"]
-            (server.tasks / "versioned.py").write_text(versioned(version))
+            replace(server.tasks / "versioned.py", versioned(version))
             wait_until(
                 lambda: server.output().count("reloaded versioned.py"),
                 10,
@@ -169,21 +169,21 @@ def test_a_changed_file_is_taken_up_without_losing_a_waiting_or_a_running_job(tm
 def test_a_change_that_breaks_a_file_leaves_its_tasks_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "miniflow.toml").write_text("reload = true\n")
     with Server(tmp_path, {"good.py": GOOD}) as server, server.client() as client:
-        (server.tasks / "good.py").write_text("def (:\n")
+        replace(server.tasks / "good.py", "def (:\n")
         wait_until(
             lambda: server.output(), 10, "the failure to be told", until=lambda said: "good.py was not loaded" in said
         )
 
         still_answers(client)
 
-        (server.tasks / "good.py").write_text(GOOD.replace("a + b", "a + b + 100"))
+        replace(server.tasks / "good.py", GOOD.replace("a + b", "a + b + 100"))
         wait_until(
             lambda: end_of(client, submit(client, "add", {"a": 1})["id"])["result"],
             10,
             "the mended file",
             until=lambda n: n == 103,
         )
-        (server.tasks / "new.py").write_text(GOOD.replace("add", "plus"))
+        replace(server.tasks / "new.py", GOOD.replace("add", "plus"))
         wait_until(lambda: names(client), 10, "the new file", until=lambda found: "plus" in found)
         assert end_of(client, submit(client, "plus", {"a": 1})["id"])["result"] == 3
         (server.tasks / "new.py").unlink()

@@ -21,7 +21,7 @@ from miniflow.commands import exits
 from miniflow.workflow_answers import Workflow, WorkflowDefinition
 from tests.api import TASKS, assert_problem
 from tests.invariants import check_invariants
-from tests.servers import Server
+from tests.servers import Server, replace
 from tests.waiting import wait_until
 
 Json = dict[str, Any]
@@ -146,7 +146,7 @@ def test_a_file_beside_the_tasks_is_started_by_its_name_and_a_change_is_taken_up
     kept = client.get(f"{PATH}/nightly").json()
     assert (kept["source"], Path(kept["origin"]).name) == ("file", "nightly.toml")
     assert run(client, "nightly")["output"] == {"sum": 2}
-    (server.tasks / "nightly.toml").write_text(NIGHTLY.replace("b = 1", "b = 2"), "utf-8")
+    replace(server.tasks / "nightly.toml", NIGHTLY.replace("b = 1", "b = 2"))
     wait_until(
         lambda: client.get(f"{PATH}/nightly").json()["version"], 10, "the file to be read", until=lambda n: n == 2
     )
