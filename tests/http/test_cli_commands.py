@@ -55,9 +55,10 @@ def report(parts: int = 3, fail_first: bool = False) -> str:
 
 
 @task
-def heedless(gate: str) -> None:
+def heedless(gate: str, started: str) -> None:
     """Waits for the file ``gate``, and stops then if it was asked to."""
     asked = None
+    pathlib.Path(started).touch()
     while not pathlib.Path(gate).exists():
         try:
             time.sleep(0.01)
@@ -83,7 +84,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such si
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tasks = {"sample.py": TASKS, "more.py": MORE_TASKS}
-    with Server(tmp_path_factory.mktemp("server"), tasks, stop_grace=1.0) as running:
+    with Server(tmp_path_factory.mktemp("server"), tasks, stop_grace=30.0) as running:
         yield running
         assert running.terminate() == 0, running.output()
         check_invariants(running.db, stopped=True, replayed=True, deleted=True)
@@ -360,8 +361,12 @@ def test_retry_runs_a_dead_letter_again(run: Run, client: httpx.Client, gate: Pa
     assert end_of(client, job_id)["result"] == "good now"
 
 
-def test_cancelling_a_running_job_says_that_it_was_asked(run: Run, client: httpx.Client, gate: Path) -> None:
-    job_id = submit(client, "heedless", {"gate": str(gate)})["id"]
+def test_cancelling_a_running_job_says_that_it_was_asked(
+    run: Run, client: httpx.Client, gate: Path, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    job_id = submit(client, "heedless", {"gate": str(gate), "started": str(started)})["id"]
+    wait_until(started.exists, 10, "the job to begin")  # and not to hear of the cancel before it does
     wait_for_status(client, job_id, "running")
     assert run("cancel", job_id).stdout == f"{job_id}  running, asked to stop\n"
     gate.touch()
@@ -508,7 +513,8 @@ def _readable(stream: Any) -> bool:
 
 @posix
 def test_a_reader_that_goes_away_is_no_error(server: Server, client: httpx.Client, tmp_path: Path) -> None:
-    client.post("/api/v1/jobs/batch", json=[{"task": "nothing", "queue": "long"}] * 3000).raise_for_status()
+    later = {"task": "nothing", "queue": "long", "delay": 3600}  # or the jobs of other tests would wait for all of them
+    client.post("/api/v1/jobs/batch", json=[later] * 3000).raise_for_status()
     command = f"{sys.executable} -m miniflow jobs --queue long --limit 3000 --json --url {server.url}"
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"],

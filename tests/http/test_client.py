@@ -306,7 +306,7 @@ def test_many_jobs_are_submitted_in_parts_and_listed_in_pages(client: Client) ->
     page = client.page(queue=tag, limit=2)
     assert [job.id for job in client.page(queue=tag, limit=2, cursor=page.next_cursor).items] == ids[-3:-5:-1]
     with pytest.raises(Invalid) as wrong:
-        client.submit_many([("add", {"a": 1})] * 400 + [("add", {"a": "x"})])
+        client.submit_many([{"task": "add", "payload": {"a": 1}, "delay": 3600}] * 400 + [("add", {"a": "x"})])
     assert wrong.value.field == "[400].payload.a"
     assert 0 < len(wrong.value.submitted) <= 400
 
