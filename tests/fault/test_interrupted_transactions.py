@@ -15,7 +15,7 @@ from miniflow.errors import JobCancelled
 from tests.engines import Engines, submit, verb
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 ROUNDS = 2_000
 
