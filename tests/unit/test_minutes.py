@@ -64,6 +64,12 @@ def run_some(engine: Engine, path: Path, good: int = 2) -> None:
     ids = [submit(engine, "noop") for _ in range(good)] + [submit(engine, "bad", max_retries=1, retry=[0])]
     for job_id in ids:
         wait_for_state(path, job_id)
+    rest(engine)
+
+
+def rest(engine: Engine) -> None:
+    """A worker has its job for a moment longer than the file says that it runs."""
+    wait_until(lambda: engine.minutes._use().busy, 5, "the workers to be at rest", until=minutes.IDLE.__eq__)
 
 
 def look_after(engine: Engine, clock: FakeClock, ms: int) -> None:
@@ -74,6 +80,7 @@ def look_after(engine: Engine, clock: FakeClock, ms: int) -> None:
 
 def test_what_happens_in_a_minute_is_counted_there(engines: Engines, clock: FakeClock) -> None:
     engine = engines([noop, bad], clock=clock)
+    engine.minutes.look()  # nobody does again before the time has passed
     for good in (2, 3):
         minute = clock.now_ms() // MINUTE_MS
         run_some(engine, engines.path, good)
@@ -92,7 +99,7 @@ def test_what_happens_in_a_minute_is_counted_there(engines: Engines, clock: Fake
             ("workers_busy", "process"): 0,
         }
         assert {key: n for key, n in (found or {}).items() if not key[0].endswith("_ms")} == expected
-        clock.advance(1_000)
+        look_after(engine, clock, 1_000)  # at the beginning of the next one, before anything happens in it
 
 
 def test_two_looks_in_one_minute_add_up(engines: Engines, clock: FakeClock) -> None:
@@ -182,18 +189,25 @@ def test_a_write_that_was_rolled_back_is_made_up_for(engines: Engines, clock: Fa
     assert figures["runs", "noop"] == 2
 
 
+def operations(engine: Engine) -> int:
+    """All so far, and one to settle. The writer counts a moment after it has answered."""
+    settle(engine)
+    wait_until(lambda: engine.writer._idle, 5, "the writer to have nothing to do")
+    return engine.writer.operations
+
+
 def test_an_idle_server_writes_nothing(engines: Engines, clock: FakeClock) -> None:
     engine = engines(noop, clock=clock)
+    engine.minutes.look()  # nobody does again before the time has passed
     wait_for_state(engines.path, submit(engine, "noop"))
+    rest(engine)
     look_after(engine, clock, LOOK_MS)
     wait_until(lambda: table(engines.path), 5, "the job to be written")
-    settle(engine)
-    before = engine.writer.operations
+    before = operations(engine)
     for _ in range(3):
         look_after(engine, clock, MINUTE_MS)
-    settle(engine)
 
-    assert engine.writer.operations == before + 1  # the settling
+    assert operations(engine) == before + 1  # the settling
     engines.stop(engine)
     rows = table(engines.path)
     engines.stop(engines(noop, clock=clock))
@@ -207,6 +221,7 @@ def test_how_many_wait_and_work_is_as_of_the_last_look(engines: Engines, clock: 
         gate.pass_through()
 
     engine = engines(held, clock=clock, workers=1)
+    engine.minutes.look()  # nobody does again before the time has passed
     running, waiting = submit(engine, "held"), submit(engine, "held", queue="mail")
     gate.wait_for_arrival()
     wait_for_state(engines.path, running, State.RUNNING)
