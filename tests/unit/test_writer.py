@@ -279,14 +279,18 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fill_disk(rig: Rig) -> Callable[[], None]:
     """From here on the file cannot grow; the call gives space back."""
-    free = rig.database.connection.pragma("freelist_count")
-    assert free == 0
+    assert rig.writer.call("call", lambda tx: tx.run("PRAGMA freelist_count")) == [(0,)]
     rig.writer.call("call", lambda tx: tx.run(f"PRAGMA max_page_count = {tx.run('PRAGMA page_count')[0][0]}"))
+    free = threading.Event()
 
-    def free_some() -> None:
-        rig.database.connection.pragma("max_page_count", 1_000_000)
+    def step(
+        tx: Transaction,
+    ) -> None:  # in the writer's thread: it may be trying again just now, and the connection is its own
+        if free.is_set():
+            tx.run("PRAGMA max_page_count = 1000000")
 
-    return free_some
+    rig.writer.every_group(step, before=True)
+    return free.set
 
 
 BIG = "x" * 50_000
