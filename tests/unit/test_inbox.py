@@ -20,27 +20,35 @@ class Pipes:
     """Two pipes and an inbox of them."""
 
     def __init__(self, make: Make) -> None:
-        self.ends = {name: os.pipe() for name in ("one", "two")}
-        self.inbox = make({name: ends[0] for name, ends in self.ends.items()})
+        ends = {name: os.pipe() for name in ("one", "two")}
+        self._reading = {name: reading for name, (reading, _) in ends.items()}
+        self._writing = {name: writing for name, (_, writing) in ends.items()}
+        self.inbox = make(self._reading)
 
     def write(self, name: str, data: bytes) -> None:
-        os.write(self.ends[name][1], data)
+        os.write(self._writing[name], data)
 
     def finish(self, name: str) -> None:
-        os.close(self.ends[name][1])
+        os.close(self._writing.pop(name))
+
+    def close(self) -> None:
+        self.inbox.close()
+        for name in list(self._writing):
+            self.finish(name)
+        # One that still read would read from whatever is opened next under the same number.
+        threads = {f"miniflow-{name}" for name in self._reading}
+        wait_until(
+            lambda: threads & {thread.name for thread in threading.enumerate()}, 5, "its end", until=set().__eq__
+        )
+        for fd in self._reading.values():
+            os.close(fd)
 
 
 @pytest.fixture(params=KINDS, ids=["threads", "poll"][: len(KINDS)])
 def pipes(request: pytest.FixtureRequest) -> Iterator[Pipes]:
     made = Pipes(request.param)
     yield made
-    made.inbox.close()
-    for ends in made.ends.values():
-        for fd in ends:
-            try:
-                os.close(fd)
-            except OSError:  # the test has
-                pass
+    made.close()
 
 
 def gathered(pipes: Pipes, size: int) -> dict[str, bytes]:
@@ -94,6 +102,4 @@ def test_what_was_written_first_to_a_later_pipe_is_told_with_the_earlier() -> No
     pipes.write("two", b"before")
     pipes.write("one", b"after")
     assert pipes.inbox.wait(5 * PATIENCE) == [("one", b"after"), ("two", b"before")]
-    pipes.inbox.close()
-    for fd in (fd for ends in pipes.ends.values() for fd in ends):
-        os.close(fd)
+    pipes.close()
