@@ -111,10 +111,8 @@ def test_many_callers_share_one_commit(rig: Rig) -> None:
         caller.join(5 * PATIENCE)
 
     assert [len(group) for group in rig.groups] == [50]
-    expected = (
-        groups + 2
-    )  # the one that was held up, and one for all; they are counted when the callers have their answers
-    wait_until(lambda: rig.writer.groups, 5, "both groups to be counted", until=expected.__eq__)
+    expected = groups + 2  # the one that was held up, and one for all
+    wait_until(lambda: rig.writer.groups, 5, "both to be counted, after the answers", until=expected.__eq__)
     assert len(rig.rows()) == 50
 
 
@@ -283,9 +281,7 @@ def fill_disk(rig: Rig) -> Callable[[], None]:
     rig.writer.call("call", lambda tx: tx.run(f"PRAGMA max_page_count = {tx.run('PRAGMA page_count')[0][0]}"))
     free = threading.Event()
 
-    def step(
-        tx: Transaction,
-    ) -> None:  # in the writer's thread: it may be trying again just now, and the connection is its own
+    def step(tx: Transaction) -> None:  # in the writer's thread, which may be trying again just now
         if free.is_set():
             tx.run("PRAGMA max_page_count = 1000000")
 
