@@ -20,7 +20,7 @@ from miniflow.engine import Engine
 from miniflow.joblog import JobLog, JobLogs
 from miniflow.states import State
 from miniflow.writer import Transaction
-from tests.engines import Engines, cancel, new_job, submit, submit_all, verb, wait_for_ends, wait_for_state
+from tests.engines import Engines, FakeClock, cancel, new_job, submit, submit_all, verb, wait_for_ends, wait_for_state
 from tests.invariants import read
 from tests.waiting import PATIENCE, wait_until
 
@@ -74,7 +74,7 @@ class Pause:
 
         def stand(tx: Transaction) -> None:
             self._inside.set()
-            self._go_on.wait(10)
+            self._go_on.wait(10 * PATIENCE)
 
         self._thread = threading.Thread(target=verb, args=(engine, stand))
         self._thread.start()
@@ -136,18 +136,26 @@ def test_all_lines_of_a_group_are_one_statement_and_a_group_takes_a_share(
     assert max(n for _, n in written) <= joblog.GROUP_LINES + 4 * joblog.CHUNK_LINES
 
 
-def test_a_flood_is_held_back_until_the_writer_comes_after_it(
-    engines: Engines, flooding: Callable[[int], None]
-) -> None:
+def test_a_flood_is_held_back_until_the_writer_comes_after_it(engines: Engines) -> None:
+    gate = engines.gate()
+
+    def flooding(n: int) -> None:
+        for i in range(n):
+            if i == 1:  # the rest of it comes when the writer stands still
+                gate.pass_through()
+            print("line", i)
+
     engine = engines(flooding)
     job_id = submit(engine, "flooding", {"n": 0})  # its task is proven from here on
     wait_for_state(engines.path, job_id)
     job_id = submit(engine, "flooding", {"n": 60_000})
-    wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
+    gate.wait_for_arrival()
+    wait_until(lambda: lines(engines.path, job_id), 5, "the first line")
     pause = Pause(engine)
     (attempt,) = engine.running.all()
     assert attempt.log is not None
     log = attempt.log
+    gate.open()
     wait_until(lambda: len(log._full), 5, "the log to be full", until=lambda n: n >= joblog.WAITING_CHUNKS)
 
     assert not attempt.finished
@@ -306,9 +314,9 @@ def test_a_job_that_the_stop_returns_has_its_lines_in_the_file(engines: Engines)
 
 
 def test_the_log_of_an_abandoned_job_ends_with_why(engines: Engines) -> None:
-    gate = engines.gate()
+    gate, clock = engines.gate(), FakeClock()
 
-    @task(timeout=0.1, max_retries=0)
+    @task(timeout=60, max_retries=0)
     def deaf() -> None:
         print("a line")
         for _ in range(100):
@@ -319,8 +327,13 @@ def test_the_log_of_an_abandoned_job_ends_with_why(engines: Engines) -> None:
                 pass
         print("too late")
 
-    engine = engines(deaf, stop_grace=0.1)
+    engine = engines(deaf, clock=clock)
     job_id = submit(engine, "deaf")
+    gate.wait_for_arrival()
+    (attempt,) = engine.running.all()
+    clock.advance(60_000)
+    wait_until(lambda: attempt.pending, 5, "it to be over its time")
+    clock.advance(500)  # the grace
     wait_for_state(engines.path, job_id, State.DEAD_LETTER)
     gate.open()
     wait_until(engine.consumer.deaf_threads, 5, "the thread's end", until=lambda n: n == 0)
