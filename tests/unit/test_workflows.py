@@ -315,7 +315,7 @@ def test_an_input_may_be_as_large_as_a_payload_and_no_larger(engines: Engines) -
 
 def test_one_that_is_being_cancelled_cannot_be_paused(engines: Engines) -> None:
     gate = engines.gate()
-    engine = engines([Held(gate).held, echo])
+    engine = engines([Held(gate).held, echo], stop_grace=60)
     running = start(engine, [step("a", "held"), step("b")])
     gate.wait_for_arrival()
     act(engine, "cancel", running)
