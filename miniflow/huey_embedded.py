@@ -91,8 +91,8 @@ class EmbeddedConsumer(Consumer):
                 f"worker_type {self.worker_type!r}: a huey object on a file of its own runs tasks in threads; "
                 "`miniflow serve` has other executors"
             )
+        self._set_signal_handlers()  # first: one that comes when the first job has begun already stops it in order, too
         self._running = self.huey.start(self.workers)
-        self._set_signal_handlers()
 
     def stop(self, graceful: bool = False) -> None:
         """Begin nothing more, and end. ``graceful`` waits for what runs, at most ``shutdown_timeout`` seconds; what has not ended

@@ -22,6 +22,7 @@ from huey.exceptions import TaskException
 
 from miniflow import MiniFlowHuey, registry
 from miniflow.control import TaskChange, change_task
+from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest, MiniFlowError, StoreBusy
 from miniflow.huey_adapter import JobsHuey
 from miniflow.huey_serializer import SealingSerializer
@@ -526,6 +527,33 @@ def test_an_application_written_for_huey_runs_under_hueys_own_program(tmp_path: 
             ("nightly", "0 3 * * *")
         ]
     check_invariants(db, stopped=True)
+
+
+def test_a_consumer_that_is_told_to_stop_while_it_starts_stops_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers may have run the first jobs before ``start`` has come to its end."""
+    application = MiniFlowHuey("application", filename=str(tmp_path / "application.db"))
+    consumer = application.create_consumer(workers=1)
+    before = {signum: signal.getsignal(signum) for signum in consumer._signal_actions}
+    start = application.start
+
+    def told_to_stop(workers: int) -> Engine:
+        engine = start(workers)
+        signal.raise_signal(signal.SIGINT)
+        return engine
+
+    monkeypatch.setattr(application, "start", told_to_stop)
+    try:
+        consumer.run()
+        assert application.engine is None
+    except KeyboardInterrupt:
+        pytest.fail("the signal has ended it as it would end any program")
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        application.close()
+    check_invariants(tmp_path / "application.db", stopped=True)
 
 
 # ------------------------------------------------------------------------------------------------- whoever drives it himself
