@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-THOROUGH = "thorough"
+QUICK, THOROUGH = "quick", "thorough"
 
 
 def register() -> None:
-    """Make the profile known, before hypothesis looks for the one that was asked for."""
-    settings.register_profile(THOROUGH)
+    """Make the profiles known, before hypothesis looks for the one that was asked for. In both it holds no example against a
+    clock: how long one takes is up to the machine."""
+    usual = settings.get_profile(settings.get_current_profile_name())
+    for name in (THOROUGH, QUICK):
+        settings.register_profile(name, usual, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile(QUICK)
 
 
 def examples(quick: int, *, thorough: int) -> int:
