@@ -462,16 +462,25 @@ def test_what_ended_well_while_the_whole_was_paused_is_undone_with_it(
 
 
 def test_what_ends_well_in_the_transaction_of_the_timeout_is_undone_with_the_rest(engines: Engines) -> None:
-    clock, fickle = FakeClock(), Fickle()
+    clock, fickle, gate = FakeClock(), Fickle(), engines.gate()
 
     def late() -> str:
-        clock.advance(61_000)  # the next group has its end, and finds that the time of the whole is over
+        gate.pass_through()
         return "done"
 
     engine = engines([late, fickle.note, echo], clock=clock)
     keep(engine, "inner", step("a", "late"), output="${steps.a}")
     undo = {"task": "note", "payload": {"what": "undo: ${output}"}}
     workflow = start(engine, [sub("x", "inner", compensate=undo), step("then")], timeout=60)
+    gate.wait_for_arrival()
+
+    def over_when_it_ends(tx: Transaction) -> None:
+        """The next group has its end, and finds that the time of the whole is over."""
+        gate.open()
+        wait_until(lambda: [one.kind for one in engine.writer._queue], 5, "its end", until=lambda kinds: "end" in kinds)
+        clock.advance(61_000)
+
+    verb(engine, over_when_it_ends)
     assert ended(engines.path, workflow) == ("failed", 1, "it took longer than its timeout of 60 s")
     assert steps(engines.path, workflow) == {"x": ("completed", "done"), "then": ("cancelled", None)}
     assert fickle.done == ["undo: done"]
