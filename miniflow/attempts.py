@@ -85,6 +85,7 @@ class Attempt:
         "deadline_boot_ms",
         "finished",
         "handed",
+        "hear",
         "heard",
         "heartbeat_ms",
         "loan",
@@ -98,7 +99,6 @@ class Attempt:
         "stalled",
         "started_at",
         "trace",
-        "untold",
         "worker_id",
     )
 
@@ -123,8 +123,7 @@ class Attempt:
         self.silent_ms = 0  # as of the last look
         self.stalled = False
         self.lost = False  # what was raised into its thread has come where Python cannot raise
-        # Of a coroutine: what tells the code that asks of a cancel; None where it need not be told.
-        self.untold: Callable[[], BaseException | None] | None = None
+        self.hear: Callable[[JobInterrupted], None] | None = None  # of a coroutine, to be told where it prints
         self._lock = threading.Lock()
         self._over = False  # the body has ended: nothing may be raised into its thread any more
         self._pending: JobInterrupted | None = None
@@ -178,7 +177,7 @@ class Attempt:
             if self._over:
                 return
             self._over = True
-            self.untold = None
+            self.hear = None
             if self._thread_id is not None:
                 _in_threads.pop(self._thread_id, None)
             if self._pending is not None and self._thread_id is not None:
@@ -186,9 +185,9 @@ class Attempt:
 
     def raise_in_coroutine(self) -> None:
         """For what a coroutine calls. Its loop can tell it of a cancel only where it awaits; one that computes and prints, and
-        does not await, is told here, once; so is what it has set going beside itself."""
-        if self._pending is not None and (untold := self.untold) is not None and (news := untold()) is not None:
-            raise news
+        does not await, is told here, once."""
+        if self._pending is not None and (hear := self.hear) is not None:
+            hear(self._pending)
 
     # ------------------------------------------------------------------------------------------------------ other threads
 

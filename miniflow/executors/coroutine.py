@@ -13,13 +13,14 @@ import contextvars
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import greenlet
 
 from miniflow.attempts import Attempt, Claimed
-from miniflow.errors import TaskExit
+from miniflow.errors import JobInterrupted, TaskExit
 from miniflow.executors.measured_loop import MeasuredLoop, StepsThatHold, task_of_step
 from miniflow.holdups import CpuTime, Thread
 from miniflow.looplag import LoopLag
@@ -28,6 +29,9 @@ from miniflow.operations import Operation, ThreadWaiter
 from miniflow.readahead import ReadAhead
 
 log = logging.getLogger("miniflow.async")
+
+HELD_UP_S = 0.2
+"""For so long a task that a job has made may print while the job, which is to stop, cannot be told by the loop."""
 
 
 class AsyncLane:
@@ -205,25 +209,32 @@ def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     async def supervised() -> Any:
         return await task
 
-    thread, told = threading.get_ident(), set[asyncio.Task[Any]]()
-
-    def untold() -> BaseException | None:
-        """What tells this code of the cancel: the coroutine, or a task that it has set going beside itself, which was not told
-        yet. What such a task is told the coroutine need not hear of, so each is told by itself; in a callback nobody is."""
-        here = asyncio.current_task(loop) if threading.get_ident() == thread else None
-        if here is None or here in told:
-            return None
-        told.add(here)
-        return attempt.pending if here is task else asyncio.CancelledError()
+    thread_id, told = threading.get_ident(), False
+    held_up_since: float | None = None
 
     def tell() -> None:
-        if task not in told:  # it was not told while it printed
-            told.add(task)
+        nonlocal told
+        if not told:
+            told = True
             task.cancel()
+
+    def hear(reason: JobInterrupted) -> None:
+        """Raise it where the job prints. A task that it has made is no place to tell the job itself: the loop does so as soon as
+        it can, and only one that lets the loop do nothing is ended."""
+        nonlocal told, held_up_since
+        if told or threading.get_ident() != thread_id:
+            return
+        if asyncio.current_task() is task:
+            told = True
+            raise reason
+        held_up_since = held_up_since or time.monotonic()
+        if time.monotonic() - held_up_since > HELD_UP_S:
+            held_up_since = None
+            raise reason
 
     try:
         try:
-            attempt.untold = untold
+            attempt.hear = hear
             attempt.enter(None, cancel=lambda: loop.call_soon_threadsafe(tell))
         except BaseException:  # asked to stop before it began
             task.cancel()

@@ -17,6 +17,7 @@ import pytest
 from miniflow import current_job, joblog, registry, statements, task
 from miniflow.attempts import Attempt, Claimed
 from miniflow.engine import Engine
+from miniflow.errors import JobCancelled
 from miniflow.joblog import JobLog, JobLogs
 from miniflow.states import State
 from miniflow.writer import Transaction
@@ -226,6 +227,35 @@ def test_a_flood_can_be_cancelled(engines: Engines, kind: str, rest_s: float, li
     assert found[-1].message.endswith("the last words"), "what it says when it is told to stop is taken"
     if limit > 20_000:
         assert numbers(found) == list(range(len(numbers(found))))
+
+
+@pytest.mark.parametrize("rest_s", [0, 0.001])
+def test_a_coroutine_that_has_made_a_task_which_floods_is_cancelled_itself(engines: Engines, rest_s: float) -> None:
+    """And not only the task, while it goes on waiting."""
+    with Endless(rest_s) as flood:
+
+        async def flooding() -> None:
+            flood()
+
+        @task
+        async def waiting() -> None:
+            made = asyncio.create_task(flooding())
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.wait([made])
+                assert isinstance(made.exception(), JobCancelled)
+                print("tidied up")
+
+        engine = engines(waiting, stop_grace=60)
+        job_id = submit(engine, "waiting")
+        wait_until(lambda: lines(engines.path, job_id), 5, "the first lines")
+        cancel(engine, job_id)
+        job = wait_for_state(engines.path, job_id)
+        assert flood.over.is_set(), "it does not go on in the background"
+
+    assert job.state == State.CANCELLED
+    assert messages(engines.path, job_id)[-2:] == ["the last words", "tidied up"]
 
 
 def test_a_coroutine_is_told_once_and_may_await_while_it_cleans_up(engines: Engines) -> None:
