@@ -20,18 +20,23 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from miniflow.errors import JobInterrupted
+from miniflow.errors import JobInterrupted, JobReturned
 
 if TYPE_CHECKING:
     from miniflow.joblog import JobLog
     from miniflow.loans import Loan
     from miniflow.progress import Report
     from miniflow.traceparent import TraceContext
+
+
+ENDS_WITHIN_S = 5.0
+ENDS_LOOK_S = 0.005
 
 
 class Claimed(NamedTuple):
@@ -285,3 +290,15 @@ class Running:
 
     def all(self) -> list[Attempt]:
         return list(self._by_seq.values())
+
+    def dismiss(self, late: list[Attempt], boot_ms: int) -> None:
+        """The server stops: the ``late`` ones are to end, and of the others that is to be with the writer."""
+        for attempt in late:
+            attempt.interrupt(JobReturned("the server stops"), boot_ms)
+        self.wait_for_ends(late)
+
+    def wait_for_ends(self, late: Iterable[Attempt], timeout_s: float = ENDS_WITHIN_S) -> None:
+        """Wait until none but the ``late`` ones is left: the others have ended, and somebody is about to say so."""
+        deadline = time.monotonic() + timeout_s
+        while set(self.all()) - set(late) and time.monotonic() < deadline:
+            time.sleep(ENDS_LOOK_S)

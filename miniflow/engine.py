@@ -26,7 +26,7 @@ from miniflow.contract import Declared
 from miniflow.control import PoolSize
 from miniflow.definitions import Declared as FlowDeclared
 from miniflow.definitions import Definitions
-from miniflow.errors import JobReturned, StoreFull, StoreLocked
+from miniflow.errors import StoreFull, StoreLocked
 from miniflow.executors.children import Children, Processes, hello
 from miniflow.executors.command import CommandExecutor
 from miniflow.executors.coroutine import AsyncLane
@@ -240,8 +240,7 @@ class Engine:
         self.services.transactions.close()
         late = [attempt for attempt in self.running.all() if attempt.finish()]
         back: int = self._if_disk_allows(self.jobs.return_running(late)) or 0
-        for attempt in late:
-            attempt.interrupt(JobReturned("the server stops"), self.clock.boot_ms())
+        self.running.dismiss(late, self.clock.boot_ms())
         self.supervisor.stop()
         self.lane.close()
         self.async_lane.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from miniflow.attempts import Attempt
 from miniflow.operations import Operation
 from miniflow.states import State
 from tests.engines import Engines, row, submit
@@ -16,6 +17,10 @@ from tests.engines import Engines, row, submit
 def engines(tmp_path: Path) -> Iterator[Engines]:
     with Engines(tmp_path) as made:
         yield made
+
+
+def work() -> None:
+    """Ends at once."""
 
 
 def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
@@ -46,3 +51,30 @@ def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
     assert (job.state, job.attempt, job.crashes) == (State.COMPLETED, 1, 0)
     assert engines(work).recovered == (0, 0, 0)
     assert begun == [1]
+
+
+def test_a_stop_whose_grace_is_over_waits_for_an_end_that_is_on_its_way(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of the job may stand still between its end and the handing over of it."""
+    gate = engines.gate()
+    engine = engines(work)
+    post = engine.writer.post
+
+    def late(*operations: Operation) -> None:
+        if operations[0].kind == "end":
+            gate.pass_through()
+        post(*operations)
+
+    monkeypatch.setattr(engine.writer, "post", late)
+    wait_for_ends = engine.running.wait_for_ends
+
+    def ends_now(attempts: list[Attempt]) -> None:
+        gate.open()
+        wait_for_ends(attempts)
+
+    monkeypatch.setattr(engine.running, "wait_for_ends", ends_now)
+    job_id = submit(engine, "work")
+    gate.wait_for_arrival()
+    assert engines.stop(engine, 0) == 0
+    assert row(engines.path, job_id).state == State.COMPLETED
