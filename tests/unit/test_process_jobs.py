@@ -124,7 +124,7 @@ def leaves_a_drum(told: str) -> int:
     return os.getpid()
 
 
-@task(executor="process", max_retries=0, heartbeat=1.2)
+@task(executor="process", max_retries=0, heartbeat=2.5)
 def alive_for(s: float) -> int:
     ends = time.monotonic() + s
     while time.monotonic() < ends:
@@ -216,10 +216,10 @@ def waiting(note: str, seconds: float = 60) -> str:
     return "slept"
 
 
-@task(executor="process", max_retries=0, heartbeat=1.2)
+@task(executor="process", max_retries=0, heartbeat=2.5)
 def beating(note: str) -> str:
     """Alive for longer than its heartbeat, and then silent."""
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 3
     while time.monotonic() < until:
         current_job().heartbeat()
         time.sleep(0.01)
@@ -369,7 +369,7 @@ def test_a_thread_that_a_job_has_left_behind_beats_for_itself_alone_and_hears_no
 ) -> None:
     engine = make_engine(processes=1)
     told = tmp_path / "told"
-    before, after = end(engine, "leaves_a_drum", {"told": str(told)}), end(engine, "alive_for", {"s": 2.5})
+    before, after = end(engine, "leaves_a_drum", {"told": str(told)}), end(engine, "alive_for", {"s": 3})
     assert (after.state, before.result) == ("completed", after.result), "both ran in one process"
     waiting = submit(engine, "holds")
     wait_for_state(engine.database.path, waiting, State.RUNNING)
