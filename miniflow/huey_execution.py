@@ -49,7 +49,7 @@ from miniflow.joblog import JobLog
 from miniflow.jobs import Jobs
 from miniflow.limits import Threshold
 from miniflow.model import Ending, NewJob
-from miniflow.operations import Operation, ThreadWaiter
+from miniflow.operations import Operation
 from miniflow.registry import TaskSpec
 from miniflow.replay import Replay
 from miniflow.run_record import RunRecord
@@ -337,7 +337,7 @@ class Execution:
             except StoreClosed:  # the process is on its way out: the job runs again, as after a crash
                 log.warning("the end of job %s came after the store was closed", self.attempt.claimed.id)
             return
-        operation, waiter = Operation("end", ending, keep=True), ThreadWaiter()
+        operation, waiter = Operation("end", ending, keep=True), coroutine.waiter()
         operation.waiter = waiter
         self.services.jobs.post_end(ending, operation)
         waiter.wait()

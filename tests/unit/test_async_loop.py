@@ -8,12 +8,13 @@ import threading
 from typing import Any
 
 import pytest
+from huey.signals import SIGNAL_COMPLETE
 
 from miniflow import looplag
-from miniflow.attempts import Attempt
 from miniflow.engine import Engine
 from miniflow.executors import measured_loop
 from miniflow.holdups import ASYNC_ADVICE, LONG_S
+from miniflow.huey_adapter import JobsHuey
 from miniflow.states import State
 from tests.engines import Engines, Gate, submit, wait_for_state
 from tests.waiting import PATIENCE, wait_until
@@ -114,36 +115,45 @@ def test_what_is_put_down_to_a_job_is_the_time_that_it_had_the_loop(
     assert (looked(engine), culprits.worst_s("block")) == ({"block": 1.5}, 1.5)
 
 
-def test_the_loop_goes_on_while_it_is_written_that_a_job_has_begun(
-    engines: Engines, tasks: Blocking, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["mark_begun", "post_end"])
+def test_the_loop_goes_on_while_it_is_written_that_a_job_has_begun_or_that_it_has_ended(
+    hand: Hand, engines: Engines, tasks: Blocking, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The first jobs of a task wait for that, and it may take as long as the disk takes: no job has the loop meanwhile."""
-    engine = engines([tasks.well_behaved], start=False)
-    marking, writing, go_on = threading.Event(), threading.Event(), threading.Event()
-    mark_begun = engine.jobs.mark_begun
+    """The first jobs of a task wait for the one, and who listens for the other. It may take as long as the disk takes: no job has
+    the loop meanwhile."""
+    huey = JobsHuey()
+    heard = threading.Event()
+    huey.signal(SIGNAL_COMPLETE)(lambda *_: heard.set())
+    engine = engines([tasks.well_behaved], huey=huey, start=False)
+    saying, writing, go_on = threading.Event(), threading.Event(), threading.Event()
+    said = getattr(engine.jobs, what)
 
-    def mark(attempt: Attempt, **options: Any) -> None:
-        marking.set()
-        mark_begun(attempt, **options)
+    def say(*args: Any, **options: Any) -> None:
+        saying.set()
+        said(*args, **options)
 
     def hold(_: object) -> None:
-        if marking.is_set() and not writing.is_set():
+        if saying.is_set() and not writing.is_set():
             writing.set()
             go_on.wait(30 * PATIENCE)
 
-    monkeypatch.setattr(engine.jobs, "mark_begun", mark)
+    monkeypatch.setattr(engine.jobs, what, say)
     engine.writer.every_group(hold)
     engine.start()
     job = submit(engine, "well_behaved")
+    if what == "post_end":
+        tasks.gate.open()
     assert writing.wait(5 * PATIENCE)
     turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "its turn"), engine.async_lane._loop)
     try:
         assert turn.result(5 * PATIENCE) == "its turn"
-        assert not tasks.awaiting.is_set(), "the body waits for it"
+        assert tasks.awaiting.is_set() == (what == "post_end"), "the body waits for its begin"
+        assert not heard.is_set(), "and who listens for its end"
     finally:
         go_on.set()
     tasks.gate.open()
     assert wait_for_state(engine.database.path, job).state == State.COMPLETED
+    assert heard.wait(5 * PATIENCE)
     assert looked(engine) == {}
 
 
