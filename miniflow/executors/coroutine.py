@@ -192,8 +192,12 @@ def waiter() -> ThreadWaiter:
     return ThreadWaiter() if greenlet.getcurrent().parent is None else CommitWaiter()
 
 
-async def _contained(body: Coroutine[Any, Any, Any]) -> Any:
-    """What ``body`` returns. asyncio lets these two through to the loop, which would end it, and with it every other job."""
+async def _contained(attempt: Attempt, body: Coroutine[Any, Any, Any], silent_ms: int | None) -> Any:
+    """What ``body`` returns. asyncio lets these two through to the loop, which would end it, and with it every other job. It may
+    be silent for ``silent_ms`` from its first step on."""
+    if silent_ms is not None:
+        attempt.heartbeat_ms = silent_ms
+        attempt.beat()
     try:
         return await body
     except (SystemExit, KeyboardInterrupt) as exc:
@@ -204,7 +208,8 @@ def run(attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """What the coroutine returns. Raises what it raises, or the JobInterrupted that cancelled it."""
     loop = asyncio.get_running_loop()
     # The coroutine is made and run in this context, the greenlet's: the job's own context was set in it.
-    task = loop.create_task(_contained(make()), context=contextvars.copy_context())
+    silent_ms, attempt.heartbeat_ms = attempt.heartbeat_ms, None  # another one may keep the loop from it for long
+    task = loop.create_task(_contained(attempt, make(), silent_ms), context=contextvars.copy_context())
 
     async def supervised() -> Any:
         return await task

@@ -18,7 +18,7 @@ from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest
 from miniflow.states import State
 from miniflow.writer import Transaction
-from tests.engines import Engines, FakeClock, Gate, history, new_job, row, submit, wait_for_state
+from tests.engines import Engines, FakeClock, Gate, history, new_job, row, submit, submit_all, wait_for_state
 from tests.invariants import check_invariants, read
 from tests.waiting import PATIENCE, wait_until
 
@@ -359,3 +359,26 @@ def test_a_job_that_is_heard_again_while_the_disk_is_full_is_not_said_to_be_sile
     assert silence.stalled_at(job_id) is None
     gate.open()
     engines.stop(silence.engine)
+
+
+def test_a_coroutine_that_waits_for_its_loop_to_begin_is_not_silent(
+    engines: Engines, clock: FakeClock, gate: Gate
+) -> None:
+    async def holds_the_loop() -> None:
+        gate.pass_through()
+
+    async def quick() -> str:
+        return "done"
+
+    silence = Silence(engines, clock, holds_the_loop, quick)
+    engine = silence.engine
+    jobs = [new_job(engine, "holds_the_loop"), new_job(engine, "quick", heartbeat=1, on_stall="fail")]
+    _, waits = [accepted.id for accepted in submit_all(engine, jobs)]  # begun together, one after the other in the loop
+    gate.wait_for_arrival()
+    wait_until(lambda: len(engine.running), what="both to be taken", until=lambda n: n == 2)
+    silence.pass_time(5)
+    gate.open()
+
+    assert wait_for_state(engines.path, waits).state == State.COMPLETED
+    assert not silence.log(waits)
+    engines.stop(engine)
