@@ -219,8 +219,11 @@ class Dependencies:
 
     def replayed(self, tx: Transaction, seqs: list[int]) -> None:
         """These rows had ended and run again: what still waits, waits for them again."""
-        for seq in seqs:
-            self._ended.pop(seq, None)
+        back = [seq for seq in seqs if seq in self._ended]
+        for seq in back:
+            del self._ended[seq]
+        if back:
+            tx.on_rollback(lambda: self._ended.update(dict.fromkeys(back)))
         if not seqs or not tx.change(sql.REOPEN_EDGES_OF_PENDING, json_text(seqs)):
             return
         self.waited_for.update(seq for (seq,) in tx.run(sql.OPEN_PARENTS_OF, json_text(seqs)))

@@ -13,6 +13,7 @@ from miniflow import dependencies
 from miniflow.engine import Engine
 from miniflow.errors import InvalidRequest, TransitionRefused
 from miniflow.model import Waits
+from miniflow.operations import Operation
 from miniflow.registry import bind_submit, task
 from miniflow.states import State
 from miniflow.writer import Transaction
@@ -282,6 +283,42 @@ def test_a_child_whose_parent_somebody_deleted_by_hand_is_released_at_the_next_s
 
 
 # -------------------------------------------------------------------------------------------------------- running again
+
+
+def test_what_waits_for_a_job_is_told_of_its_end_though_a_replay_came_between_and_was_undone(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dependencies, "EDGES_MAX", 2)  # the others are for the transactions that follow
+    gate = engines.gate()
+
+    def fails() -> None:
+        gate.pass_through()
+        raise ValueError("no")
+
+    engine = engines([fails, add], start=False)
+    undone = Operation("verb", lambda tx: replay_and_fail(tx))
+    posted: list[Operation] = []
+
+    def replay_and_fail(tx: Transaction) -> None:
+        assert engine.jobs.replay(tx, [row(engines.path, parent).seq]) == 1
+        raise RuntimeError("on purpose")
+
+    def between(_: Transaction) -> None:
+        if engine.jobs.dependencies.due and not posted:
+            posted.append(undone)
+            engine.writer.post(undone)
+
+    engine.writer.every_group(between)
+    engine.start()
+    parent = submit(engine, "fails", max_retries=0)
+    gate.wait_for_arrival()
+    children = [submit(engine, "add", depends_on=[parent]) for _ in range(6)]
+    gate.open()
+    wait_for_ends(engines.path)
+
+    assert isinstance(undone.error, RuntimeError)
+    assert {row(engines.path, child).state for child in children} == {State.CANCELLED}
+    engines.stop(engine)
 
 
 def test_a_cancelled_child_waits_again_when_it_is_retried_after_its_parent(engines: Engines) -> None:
