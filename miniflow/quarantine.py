@@ -98,7 +98,12 @@ class Quarantine:
 
     def release_all(self, tx: Transaction) -> None:
         """At stop: what was not brought forward goes back to the queue."""
-        self.open, self.current = False, None
-        if self._waiting:
-            tx.run(sql.UNCLAIM_IF_QUEUED, json_text(self._waiting))
-            self._waiting.clear()
+        before = self.open, self.current, self._waiting
+
+        def undo() -> None:
+            self.open, self.current, self._waiting = before
+
+        tx.on_rollback(undo)
+        self.open, self.current, self._waiting = False, None, []
+        if before[2]:
+            tx.run(sql.UNCLAIM_IF_QUEUED, json_text(before[2]))

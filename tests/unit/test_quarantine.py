@@ -13,7 +13,7 @@ from miniflow.quarantine import ISOLATION_S
 from miniflow.registry import Registry, collecting
 from miniflow.states import State
 from miniflow.writer import Transaction
-from tests.engines import Engines, FakeClock, Gate, row, submit, wait_for_ends, wait_for_state
+from tests.engines import Engines, FakeClock, Gate, row, submit, verb, wait_for_ends, wait_for_state
 from tests.waiting import wait_until
 
 LONG_MS = round(ISOLATION_S * 1000)
@@ -99,5 +99,26 @@ def test_the_next_has_its_turn_where_a_newer_job_took_the_place_of_the_one_befor
     gate.open()
 
     wait_for_state(engines.path, third, State.COMPLETED)
+    wait_for_ends(engines.path)
+    engines.stop(engine)
+
+
+def test_the_next_has_its_turn_where_all_were_to_go_back_to_the_queue_and_that_was_rolled_back(
+    engines: Engines, tasks: Registry, gate: Gate
+) -> None:
+    clock = FakeClock()
+    first, second = crashed(engines, tasks, clock, "hold", "hold")
+    engine = engines(tasks, clock=clock)
+    wait_for_state(engines.path, first, State.RUNNING)
+
+    def undone(tx: Transaction) -> None:
+        engine.jobs.give_back_all(tx)
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        verb(engine, undone)
+    gate.open()
+
+    wait_for_state(engines.path, second, State.COMPLETED)
     wait_for_ends(engines.path)
     engines.stop(engine)
