@@ -114,8 +114,9 @@ class Execution:
         if self.services.talkative:
             log.debug("Working on %s", attempt.claimed.id)
         proven = self.services.proven
-        unproven = attempt.claimed.task not in proven
-        self.services.jobs.mark_begun(attempt, unproven=unproven, waiter=coroutine.waiter)
+        if not attempt.finished:  # given up while a hook ran: the mark would take the place of the next one's
+            unproven = attempt.claimed.task not in proven
+            self.services.jobs.mark_begun(attempt, unproven=unproven, waiter=coroutine.waiter)
         try:
             if self.spec.durable and self.services.replay is not None:
                 self.replay = self.services.replay(attempt)

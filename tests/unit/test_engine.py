@@ -33,6 +33,7 @@ from miniflow.errors import (
 )
 from miniflow.huey_adapter import JobsHuey
 from miniflow.model import Ending
+from miniflow.operations import Operation
 from miniflow.registry import Registry
 from miniflow.states import State
 from tests.engines import (
@@ -1117,6 +1118,48 @@ def test_a_deaf_job_that_is_cancelled_is_abandoned(engines: Engines) -> None:
 
     assert wait_for_state(engines.path, job_id, timeout_s=8).state == State.CANCELLED
     assert wait_for_state(engines.path, submit(engine, "noop")).state == State.COMPLETED
+
+
+def test_an_attempt_that_was_given_up_does_not_take_the_mark_of_the_next_one(engines: Engines) -> None:
+    """Its thread comes back from a hook in the moment in which the next attempt begins, and its own is not to be."""
+    hook, writer, body = engines.gate(), engines.gate(), engines.gate()
+    calls: list[int] = []
+
+    def work() -> None:
+        body.pass_through()
+
+    clock = FakeClock()
+    engine = engines(work, clock=clock)
+
+    def before(_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            hook.pass_through()
+        else:
+            engine.writer.post(Operation("verb", lambda _: writer.pass_through()))
+            writer.wait_for_arrival()
+
+    engine.huey.pre_execute("before")(before)
+    job_id = submit(engine, "work", timeout=60, max_retries=1, retry=[0])
+    hook.wait_for_arrival()
+    (first,) = engine.running.all()
+    clock.advance(60_000)
+    wait_until(lambda: first.pending, what="it to be over its time")
+    clock.advance(1_000)
+    seq = first.claimed.seq
+    marked = wait_until(lambda: engine.jobs._marks.get(seq), what="the next one to begin")
+    hook.open()
+    wait_until(
+        lambda: engine.jobs._marks[seq] is not marked or not engine.consumer.deaf_threads(), what="the first to go on"
+    )
+    writer.open()
+    body.wait_for_arrival()
+
+    job = row(engines.path, job_id)
+    assert (job.state, job.attempt) == (State.RUNNING, 2)
+    body.open()
+    wait_for_ends(engines.path)
+    engines.stop(engine)
 
 
 # ------------------------------------------------------------------------------------------------------ stop and crash
