@@ -24,6 +24,8 @@ MARK = "MINIFLOW_PROCESS"
 POSIX = os.name == "posix"
 LOOK_S = 0.01
 GONE_WITHIN_S = 5.0
+LOOKS_MIN = 20
+"""Before what is left counts as what no signal ends: where a machine lets nobody run for seconds, that says nothing."""
 
 
 class Usage(NamedTuple):
@@ -139,10 +141,11 @@ class Tree:
     def end(self) -> int:
         """SIGKILL to all of them, again until none is left; how many there were beside the process itself.
 
-        What no signal ends (a process that waits for a broken disk) is left behind after GONE_WITHIN_S."""
-        deadline = time.monotonic() + GONE_WITHIN_S
+        What no signal ends (a process that waits for a broken disk) is left behind after GONE_WITHIN_S and LOOKS_MIN looks."""
+        deadline, looks = time.monotonic() + GONE_WITHIN_S, 0
         ended: dict[int, psutil.Process] = {}
         while True:
+            gone = self.exited()  # before the look: what it had started until then is there to be seen
             others = {other.pid: other for other in [*self._descendants(), *marked(lambda mark: mark == self.mark)]}
             # One that is dying has neither its parent nor its mark any more, and may take its time on a busy machine.
             others = {pid: other for pid, other in (ended | others).items() if pid != self.pid and _is_alive(other)}
@@ -153,7 +156,8 @@ class Tree:
                 self._signal_group(signal.SIGKILL)
             elif not self.exited():
                 self.process.kill()
-            if (self.exited() and not others) or time.monotonic() > deadline:
+            looks += 1
+            if (gone and not others) or (time.monotonic() > deadline and looks >= LOOKS_MIN):
                 break
             time.sleep(LOOK_S)
         if self.exited():
