@@ -181,25 +181,7 @@ class Jobs:
     def _ended(self, tx: Transaction, endings: list[Ending]) -> bool:
         """False if it was one, and refused."""
         endings = not_again_if_asked(tx, endings)
-        rows = []
-        for e in endings:
-            a = e.attempt
-            claimed = a.claimed
-            begun = 1 if a.marked or not a.charged else 0
-            rows.append(
-                (
-                    claimed.seq,
-                    claimed.lease,
-                    e.state,
-                    begun,
-                    a.started_at,
-                    a.worker_id,
-                    e.result,
-                    e.run_at_by(tx.offset_ms),
-                    e.error,
-                    e.max_retries,
-                )
-            )
+        rows = [e.end_row(tx.offset_ms) for e in endings]
         if tx.change(sql.END_IF_LEASED, json_text(rows), tx.now_ms, tx.number) < len(rows):
             if len(endings) > 1:
                 raise Singly
@@ -215,20 +197,7 @@ class Jobs:
         tx.on_commit(lambda: self.times.ended(endings, tx.now_ms))
         failed = [e for e in endings if e.outcome is not None]
         if failed:
-            history = [
-                (
-                    e.attempt.claimed.seq,
-                    e.attempt.number,
-                    e.outcome,
-                    e.attempt.worker_id,
-                    e.attempt.started_at,
-                    e.error_type,
-                    e.error,
-                    e.traceback,
-                )
-                for e in failed
-            ]
-            tx.run(sql.INSERT_ATTEMPTS, json_text(history), tx.now_ms)
+            tx.run(sql.INSERT_ATTEMPTS, json_text([e.attempt_row() for e in failed]), tx.now_ms)
         for ending in endings:
             if ending.after is not None:
                 ending.after(tx)

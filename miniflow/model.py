@@ -74,3 +74,20 @@ class Ending(NamedTuple):
     def run_at_by(self, offset_ms: int) -> int | None:
         """``run_at`` by a clock that may have been set since."""
         return self.run_at + offset_ms - self.offset_ms if self.run_at is not None and self.offset_ms else self.run_at
+
+    def end_row(self, offset_ms: int) -> tuple[Any, ...]:
+        """As ``statements.END_IF_LEASED`` takes it."""
+        attempt, claimed = self.attempt, self.attempt.claimed
+        begun = 1 if attempt.marked or not attempt.charged else 0
+        return (
+            claimed.seq, claimed.lease, self.state, begun, attempt.started_at, attempt.worker_id,
+            self.result, self.run_at_by(offset_ms), self.error, self.max_retries,
+        )  # fmt: skip
+
+    def attempt_row(self) -> tuple[Any, ...]:
+        """As ``statements.INSERT_ATTEMPTS`` takes it."""
+        attempt = self.attempt
+        return (
+            attempt.claimed.seq, attempt.number, self.outcome, attempt.worker_id, attempt.started_at,
+            self.error_type, self.error, self.traceback,
+        )  # fmt: skip
