@@ -169,10 +169,8 @@ class Attempt:
             if thread_id is not None:
                 _in_threads[thread_id] = self
             if self._pending is not None:  # asked to stop between the claim and here
-                if self.abandon_at_boot_ms is not None:
-                    self.abandon_at_boot_ms += (
-                        patience_ms  # what was handed ahead runs already, and is ended all the same
-                    )
+                if self.abandon_at_boot_ms is not None:  # what was handed ahead runs already, and is ended all the same
+                    self.abandon_at_boot_ms += patience_ms
                 raise self._pending
 
     def leave(self) -> None:

@@ -64,9 +64,7 @@ class Heartbeats:
             heartbeat_ms = attempt.heartbeat_ms  # read once: a process that is only starting takes it away for so long
             if heartbeat_ms is None:
                 continue
-            if (
-                not attempt.entered
-            ):  # it waits for its loop, or for a hook: of the next look as much may be before its begin
+            if not attempt.entered:  # it waits for its loop, or for a hook, and may until just before the next look
                 attempt.silent_ms = -LOOK_MS_MAX
                 continue
             if attempt.heard:
