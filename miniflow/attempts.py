@@ -263,31 +263,26 @@ def hear_of_lost() -> None:
 
 
 class Running:
-    """The attempts under way, by row number."""
+    """The attempts under way. Threads add and remove their own: each of these is one step of the interpreter."""
 
     def __init__(self) -> None:
-        self._by_seq: dict[int, Attempt] = {}
-        self._changing = threading.Lock()
+        self._attempts: dict[Attempt, None] = {}
 
     def __len__(self) -> int:
-        return len(self._by_seq)
+        return len(self._attempts)
 
     def add(self, attempt: Attempt) -> None:
-        with self._changing:
-            self._by_seq[attempt.claimed.seq] = attempt
+        self._attempts[attempt] = None
 
     def remove(self, attempt: Attempt) -> None:
-        # Another may have taken its place, or take it just now: a given-up one ends long after, and the next one of a job may
-        # begin as soon as the end of this one is posted. Only its own entry goes.
-        with self._changing:
-            if self._by_seq.get(attempt.claimed.seq) is attempt:
-                del self._by_seq[attempt.claimed.seq]
+        self._attempts.pop(attempt, None)
 
     def find(self, seq: int) -> Attempt | None:
-        return self._by_seq.get(seq)
+        """That of the row, the newest: the next may have begun before the one that has ended is removed."""
+        return next((attempt for attempt in reversed(self.all()) if attempt.claimed.seq == seq), None)
 
     def all(self) -> list[Attempt]:
-        return list(self._by_seq.values())
+        return list(self._attempts)
 
     def dismiss(self, late: list[Attempt], boot_ms: int) -> None:
         """The server stops: the ``late`` ones are to end, and of the others that is to be with the writer."""

@@ -60,7 +60,11 @@ def cancel_rows(jobs: Jobs, tx: Transaction, seqs: list[int], *, stop_running: b
 def not_again_if_asked(tx: Transaction, endings: list[Ending]) -> list[Ending]:
     """The ends as they are to be written: one that was asked to stop is not run again, but cancelled. Its body need not know: it
     may have failed already when somebody asked, or have been told before to end for another reason, its timeout say."""
-    again = [ending.attempt.claimed.seq for ending in endings if ending.state not in TERMINAL]
+    again = [
+        ending.attempt.claimed.seq
+        for ending in endings
+        if ending.state is not State.COMPLETED and ending.state not in TERMINAL  # most are, and that is asked faster
+    ]
     asked = {seq for (seq,) in tx.run(sql.ASKED_TO_STOP, json_text(again))} if again else None
     if not asked:
         return endings

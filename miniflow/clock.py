@@ -16,7 +16,8 @@ from typing import Protocol
 CLOCK_JUMP_MS = 2000
 """A change of ``offset_ms`` beyond this is a clock that was set; below it is drift and slewing."""
 AT_ONCE_MS, READINGS_MAX = 100, 100
-"""Two clocks that are read within this were read at once. Where the process stands still between the two, it is tried again."""
+"""Two clocks that are read within this were read at once. Where the process stands still between the two, ``offset_ms`` tries it
+again. ``reading``, which is asked many times a job, does not: ``SettledClock`` goes by the boot clock then."""
 
 
 class Clock(Protocol):
@@ -52,15 +53,16 @@ class SystemClock:
             return time.monotonic_ns() // 1_000_000
 
     def offset_ms(self) -> int:
-        return self.reading()[1]
-
-    def reading(self) -> tuple[int, int]:
         after_ms = self.boot_ms()
         for _ in range(READINGS_MAX):
             before_ms, now_ms, after_ms = after_ms, self.now_ms(), self.boot_ms()
             if after_ms - before_ms <= AT_ONCE_MS:
                 break
-        return now_ms, now_ms - after_ms
+        return now_ms - after_ms
+
+    def reading(self) -> tuple[int, int]:
+        now_ms = self.now_ms()
+        return now_ms, now_ms - self.boot_ms()
 
     def wall_ms(self) -> int:
         return self.now_ms()

@@ -298,9 +298,11 @@ class Jobs:
         tx.run(sql.REQUEST_CANCEL_IF_LEASED, json_text(seqs), tx.now_ms, tx.number)
 
         def ask() -> None:
-            for attempt in filter(None, map(self.running.find, seqs)):
-                why = reason or JobCancelled("the job was cancelled")
-                attempt.interrupt(why, self._clock.boot_ms() + self._cancel_grace_ms)
+            asked = set(seqs)
+            for attempt in self.running.all():
+                if attempt.claimed.seq in asked:
+                    why = reason or JobCancelled("the job was cancelled")
+                    attempt.interrupt(why, self._clock.boot_ms() + self._cancel_grace_ms)
 
         tx.on_commit(ask)
 

@@ -71,7 +71,9 @@ def test_a_process_that_stands_still_between_two_clocks_takes_neither_for_one_th
     settled = SettledClock(halting)
     halting.left = times
     earliest = time.time_ns() // 1_000_000
-    now_ms, found = halting.reading()
+    assert halting.offset_ms() == pytest.approx(offset, abs=CLOCK_JUMP_MS / 2)
+    halting.left = 1
+    now_ms, found = settled.reading()
     assert found == pytest.approx(offset, abs=CLOCK_JUMP_MS / 2)
     assert earliest <= now_ms - halting.stood_ms <= time.time_ns() // 1_000_000
     halting.left = times

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from miniflow.attempts import Attempt
+from miniflow.engine import Engine
 from miniflow.operations import Operation
 from miniflow.states import State
-from tests.engines import Engines, row, submit
+from tests.engines import Engines, Gate, row, submit
 
 
 @pytest.fixture
@@ -23,15 +24,8 @@ def work() -> None:
     """Ends at once."""
 
 
-def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
-    engines: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, begun = engines.gate(), []
-
-    def work() -> None:
-        begun.append(1)
-
-    engine = engines(work)
+def hold_ends(engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has an end to hand to the writer stands still just before it does."""
     post = engine.writer.post
 
     def late(*operations: Operation) -> None:
@@ -40,7 +34,19 @@ def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
         post(*operations)
 
     monkeypatch.setattr(engine.writer, "post", late)
-    job_id = submit(engine, "work")
+
+
+def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun = engines.gate(), []
+
+    def once() -> None:
+        begun.append(1)
+
+    engine = engines(once)
+    hold_ends(engine, gate, monkeypatch)
+    job_id = submit(engine, "once")
     gate.wait_for_arrival()
     engine.stop_taking()
     assert not engine.wait_for_running(0), "its end is not in the hands of the writer"
@@ -49,7 +55,7 @@ def test_a_stop_waits_for_the_end_of_a_job_that_is_on_its_way_to_the_writer(
 
     job = row(engines.path, job_id)
     assert (job.state, job.attempt, job.crashes) == (State.COMPLETED, 1, 0)
-    assert engines(work).recovered == (0, 0, 0)
+    assert engines(once).recovered == (0, 0, 0)
     assert begun == [1]
 
 
@@ -59,14 +65,7 @@ def test_a_stop_whose_grace_is_over_waits_for_an_end_that_is_on_its_way(
     """The thread of the job may stand still between its end and the handing over of it."""
     gate = engines.gate()
     engine = engines(work)
-    post = engine.writer.post
-
-    def late(*operations: Operation) -> None:
-        if operations[0].kind == "end":
-            gate.pass_through()
-        post(*operations)
-
-    monkeypatch.setattr(engine.writer, "post", late)
+    hold_ends(engine, gate, monkeypatch)
     wait_for_ends = engine.running.wait_for_ends
 
     def ends_now(attempts: list[Attempt]) -> None:
